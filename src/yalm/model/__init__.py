@@ -1,0 +1,1 @@
+"""The network, once: its definition, presets, costs, fused operations and checkpoint formats."""

@@ -1,0 +1,62 @@
+"""What a network costs, on paper: parameters, FLOPs and bytes. The one place for these numbers.
+
+FLOPs are those of matrix products, a multiply-add counted as two; norms, activations and softmax are left out, as is
+usual (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; Chowdhery et al. 2022, arXiv 2204.02311, appendix B), but
+causal attention is counted at the half of its square that is needed.
+"""
+
+from yalm.model.network import ModelConfig
+
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part, with their `total`; the tied table is counted once, under `embedding`."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    norm = 2 * hidden
+    attention = config.num_layers * (4 * hidden * hidden + 4 * hidden)
+    feed_forward = config.num_layers * (3 * hidden * intermediate + 2 * intermediate + hidden)
+    counts = {
+        "embedding": config.vocab_size * config.embedding_size + 2 * config.embedding_size,
+        "attention": attention,
+        "feed_forward": feed_forward,
+        "layer_norms": (2 * config.num_layers - 1) * norm,
+        "output": norm + (hidden + 1) * config.embedding_size + 2 * config.embedding_size + config.vocab_size,
+    }
+    return counts | {"total": sum(counts.values())}
+
+
+def matmul_parameters(config: ModelConfig) -> dict[str, int]:
+    """Weights that take part in a matrix product, by part: the embedding's look-up does not, its use as output does."""
+    hidden = config.hidden_size
+    return {
+        "attention": config.num_layers * 4 * hidden * hidden,
+        "feed_forward": config.num_layers * 3 * hidden * config.intermediate_size,
+        "output": hidden * config.embedding_size + config.embedding_size * config.vocab_size,
+    }
+
+
+def forward_flops(config: ModelConfig, context: float) -> dict[str, float]:
+    """FLOPs of one token's forward pass by part, with their `total`.
+
+    2 per matmul weight; the attention core (q·k and the sum over v) takes 4·H per layer and position seen, of which
+    a token sees `context` (a sequence of S averages (S+1)/2).
+    """
+    flops = {part: 2.0 * count for part, count in matmul_parameters(config).items()}
+    flops["attention_core"] = 4.0 * config.hidden_size * config.num_layers * context
+    return flops | {"total": sum(flops.values())}
+
+
+def training_flops(config: ModelConfig, sequence_length: int) -> float:
+    """FLOPs of one trained token: the forward pass and twice as much backward (6·N + 6·L·H·S, nearly)."""
+    return 3 * forward_flops(config, (sequence_length + 1) / 2)["total"]
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes of all weights at that type (`DTYPE_BYTES`); scales of quantized types are not counted."""
+    return int(parameters(config)["total"] * DTYPE_BYTES[dtype])
+
+
+def cache_bytes_per_token(config: ModelConfig, dtype: str) -> int:
+    """Bytes of keys and values that one token leaves in the cache."""
+    return int(2 * config.num_layers * config.hidden_size * DTYPE_BYTES[dtype])

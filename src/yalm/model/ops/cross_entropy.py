@@ -1,0 +1,89 @@
+"""Linear layer and cross entropy in one, without ever holding all the logits.
+
+With N tokens and a vocabulary of V, the logits and their gradient are the largest tensors of a training step: N·V
+numbers each, twice over. Here they are made for a chunk of rows at a time, and the chunk's gradients are taken at
+once, in the forward pass, while its logits are still in cache; only the gradients of the three inputs stay. Nothing
+is recomputed: the matrix work is that of the plain formula (one product forward, two backward).
+
+The price: the gradient of the table (V·E, fp32) is alive from the forward pass on, and the loss can be
+differentiated once.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# fp32 logits of one chunk. On CPUs small chunks stay in cache; on GPUs large ones fill the multiprocessors.
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Σ weights·(-log softmax(hidden·weightᵀ + bias)[targets]), and its terms.
+
+    hidden (N, E), weight (V, E), bias (V), targets (N) int64, weights (N) or None for 1 each. Returns the scalar sum
+    in fp32 nats, differentiable in hidden, weight and bias, and the unweighted losses (N) in fp32, which are not.
+
+    Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most 2·max(CHUNK_BYTES, 4·V) bytes,
+    plus, where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
+    """
+    if weights is None:
+        weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad):
+        loss, losses = _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights)
+        return loss, losses
+    losses = torch.cat(
+        [
+            F.cross_entropy(F.linear(hidden[rows], weight, bias).float(), targets[rows], reduction="none")
+            for rows in _chunks(hidden, weight)
+        ]
+    )
+    return (losses * weights).sum(), losses
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The differentiable case; see `linear_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+        losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        for rows in _chunks(hidden, weight):
+            log_probabilities = F.log_softmax(F.linear(hidden[rows], weight, bias).float(), dim=-1)
+            target = targets[rows, None]
+            losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
+            # d loss / d logits = weights · (softmax - one-hot of the target)
+            grad_logits = log_probabilities.exp_()
+            grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
+            grad_logits *= weights[rows, None]
+            grad_bias += grad_logits.sum(0)
+            typed = grad_logits.to(weight.dtype)
+            torch.mm(typed, weight, out=grad_hidden[rows])
+            if weight.dtype == torch.float32:
+                grad_weight.addmm_(typed.T, hidden[rows])
+            else:
+                grad_weight += typed.T @ hidden[rows]
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype))
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        scale = grad_loss.to(grad_hidden.dtype)
+        return grad_hidden * scale, grad_weight * scale, grad_bias * scale, None, None
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Rows of `hidden` in slices whose fp32 logits fit CHUNK_BYTES."""
+    budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
+    size = max(1, budget // (4 * weight.shape[0]))
+    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
