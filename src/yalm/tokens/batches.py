@@ -12,7 +12,7 @@ at n.
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +81,7 @@ class Batches:
         places = [self.mixture.place(n) for n in range(first, first + count * stride, stride)]
         return _stack([_window(self.folders[place.part], place.sequence, self.sequence_length) for place in places])
 
-    def prefetch(self, ranges: Iterable[tuple[int, int]], ahead: int = 2) -> Iterator[Batch]:
+    def prefetch(self, ranges: Iterable[tuple[int, int]], ahead: int = 2) -> Generator[Batch, None, None]:
         """`batch(first, count)` for each of `ranges`, read by one thread that keeps up to `ahead` batches ready.
 
         An exception of the thread is raised here, at its batch.

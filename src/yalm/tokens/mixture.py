@@ -35,7 +35,7 @@ class PartSettings(Settings):
 
     name: str
     path: str
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     max_epochs: Annotated[int, Field(ge=1)] = 3
     language: str | None = None
 
@@ -116,6 +116,8 @@ class Mixture:
 
     def place(self, n: int) -> Place:
         """Where sample `n` (from 0) comes from. YalmError past the last sample that the caps allow."""
+        if n < 0:
+            raise IndexError(f"sample {n}: samples are counted from 0")
         self.require(n + 1)
         phase = self._phase(n)
         part, rank = _descend(phase.tree, n - phase.start)
