@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from yalm.cli.output import print_json, print_table
+
 if TYPE_CHECKING:
     from yalm.tokens.folder import Manifest
 
@@ -59,11 +61,8 @@ def info(
 def _show(folder: Path, manifest: "Manifest", as_json: bool, verified: bool = False) -> None:
     """Print a manifest for people or for programs."""
     if as_json:
-        typer.echo(manifest.model_dump_json())
+        print_json(manifest.model_dump(mode="json"))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     rows = {
         "documents": f"{manifest.documents:,}",
         "left out, being empty": f"{manifest.empty_documents:,}",
@@ -74,7 +73,4 @@ def _show(folder: Path, manifest: "Manifest", as_json: bool, verified: bool = Fa
         "source files": f"{len(manifest.sources):,}",
         "shards": f"{len(manifest.shards):,}" + (", every byte verified" if verified else ""),
     }
-    table = Table(title=str(folder), show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
-    Console().print(table)
+    print_table(str(folder), ("", ""), rows.items())

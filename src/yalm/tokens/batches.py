@@ -66,7 +66,11 @@ class Batches:
                     "build all parts of a mixture with one tokenizer"
                 )
         sizes = [num_windows(folder, sequence_length) for folder in self.folders]
-        self.mixture = Mixture(parts, sizes, sequence_length, seed)
+        named = [
+            part.model_copy(update={"language": part.language or folder.language})
+            for part, folder in zip(parts, self.folders, strict=True)
+        ]
+        self.mixture = Mixture(named, sizes, sequence_length, seed)
         self.sequence_length = sequence_length
         self.vocab_size = self.folders[0].vocab_size
         self.tokenizer_sha256 = self.folders[0].manifest.tokenizer_sha256
@@ -84,7 +88,7 @@ class Batches:
     def prefetch(self, ranges: Iterable[tuple[int, int]], ahead: int = 2) -> Generator[Batch, None, None]:
         """`batch(first, count)` for each of `ranges`, read by one thread that keeps up to `ahead` batches ready.
 
-        An exception of the thread is raised here, at its batch.
+        An exception of the thread is raised here, at its batch. Closing the generator ends the thread.
         """
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
         stopped = threading.Event()
