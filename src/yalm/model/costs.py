@@ -5,6 +5,8 @@ usual (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; Chowdhery et al. 2022,
 causal attention is counted at the half of its square that is needed.
 """
 
+from typing import Any
+
 from yalm.model.network import ModelConfig
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
@@ -60,3 +62,19 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 def cache_bytes_per_token(config: ModelConfig, dtype: str) -> int:
     """Bytes of keys and values that one token leaves in the cache."""
     return int(2 * config.num_layers * config.hidden_size * DTYPE_BYTES[dtype])
+
+
+def describe(config: ModelConfig, sequence_length: int | None = None) -> dict[str, Any]:
+    """All of the above as one nested dict of plain numbers; `sequence_length` is all positions by default."""
+    length = sequence_length or config.max_positions
+    return {
+        "config": config.model_dump(),
+        "parameters": parameters(config),
+        "sequence_length": length,
+        "flops_per_token": {
+            "forward": forward_flops(config, (length + 1) / 2),
+            "training": training_flops(config, length),
+        },
+        "weight_bytes": {dtype: weight_bytes(config, dtype) for dtype in DTYPE_BYTES},
+        "cache_bytes_per_token": {dtype: cache_bytes_per_token(config, dtype) for dtype in DTYPE_BYTES},
+    }

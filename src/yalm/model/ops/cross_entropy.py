@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# fp32 logits of one chunk. On CPUs small chunks stay in cache; on GPUs large ones fill the multiprocessors.
+# Bytes of one chunk's fp32 logits. On CPUs small chunks stay in cache; on GPUs large ones fill the multiprocessors.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+# Fewer rows than this starve the products, whatever the vocabulary.
+CHUNK_ROWS = 128
 
 
 def linear_cross_entropy(
@@ -27,13 +29,13 @@ def linear_cross_entropy(
     hidden (N, E), weight (V, E), bias (V), targets (N) int64, weights (N) or None for 1 each. Returns the scalar sum
     in fp32 nats, differentiable in hidden, weight and bias, and the unweighted losses (N) in fp32, which are not.
 
-    Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most 2·max(CHUNK_BYTES, 4·V) bytes,
-    plus, where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
+    Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
+    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes, plus, where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
     """
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad):
-        loss, losses = _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights)
+        loss, losses = _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights)  # type: ignore[no-untyped-call]
         return loss, losses
     losses = torch.cat(
         [
@@ -75,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (losses * weights).sum(), losses
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = grad_loss.to(grad_hidden.dtype)
@@ -83,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows of `hidden` in slices whose fp32 logits fit CHUNK_BYTES."""
+    """Rows of `hidden` in slices whose fp32 logits fit CHUNK_BYTES, or of CHUNK_ROWS if that is more."""
     budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
-    size = max(1, budget // (4 * weight.shape[0]))
+    size = max(CHUNK_ROWS, budget // (4 * weight.shape[0]))
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]

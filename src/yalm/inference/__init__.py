@@ -1,0 +1,1 @@
+"""Inference: a loaded model that generates, streams and scores text."""

@@ -1,0 +1,182 @@
+"""The training loop: one function, read from top to bottom.
+
+A step has four phases, timed by name: *batch* (the next sequences), *forward*, *backward* (these once for each
+micro-batch), and *step* (clipping and the optimizer). Which sequences a step reads, how the weights began, and the
+learning rate are functions of the settings and the step alone; so a run that is killed and resumed computes what one
+never stopped would have, bit for bit on one device. How the model lies over devices is `parallelize`'s business; the
+loop is the same on one device and on many.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from yalm.errors import YalmError
+from yalm.model.costs import training_flops
+from yalm.model.network import build, initialize
+from yalm.tokens.batches import Batches
+from yalm.training.checkpoint import Checkpoints, Progress, read_progress, restore_model, restore_optimizer
+from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
+from yalm.training.optimizer import learning_rate, make_optimizer
+from yalm.training.parallel import World, join_world, parallelize, warn_slow_precision
+from yalm.training.run import CHECKPOINTS_FOLDER, StopSignal, open_run
+from yalm.training.settings import TrainSettings
+from yalm.training.validation import ValidationPart, batch_loss, validate
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: its newest checkpoint (a model folder), how far it is, the signal that stopped it, if any."""
+
+    checkpoint: Path
+    progress: Progress
+    total_steps: int
+    stopped_by: int | None
+
+
+def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
+    """Train, or go on training, until `schedule.tokens` are seen or a SIGTERM or Ctrl-C asks to stop.
+
+    Everything lands in `settings.output`. Raises YalmError for settings, data or a folder that a person must mend, and
+    when the loss is no longer finite.
+    """
+    with ExitStack() as stack:
+        world = stack.enter_context(join_world(settings.compute))
+        folder = stack.enter_context(open_run(settings, fresh and world.is_main)) if world.is_main else settings.output
+        world.wait()
+        data = Batches(settings.data.parts, settings.data.sequence_length, settings.seed)
+        data.mixture.require(settings.total_steps * settings.batch.sequences)
+        validation_parts = [ValidationPart.open(part) for part in settings.data.validation]
+        config = settings.model.config(data.vocab_size)
+        if settings.data.sequence_length > config.max_positions:
+            raise YalmError(
+                f"data.sequence_length {settings.data.sequence_length} exceeds the model's {config.max_positions} "
+                "positions; lower it or set model.max_positions"
+            )
+        tokenizer_file = data.folders[0].tokenizer_file
+        checkpoints = Checkpoints(folder / CHECKPOINTS_FOLDER, settings.checkpoint.keep, tokenizer_file)
+        latest = checkpoints.latest()
+        progress = read_progress(latest) if latest else Progress()
+
+        model = build(config, world.device)
+        if latest:
+            restore_model(model, latest)
+        else:
+            initialize(model, settings.seed)
+        parallelize(model, world, settings.compute)
+        optimizer = make_optimizer(model, settings.optimizer)
+        if latest:
+            restore_optimizer(model, optimizer, latest)
+
+        metrics = stack.enter_context(
+            Metrics(
+                folder,
+                progress.step,
+                settings.total_steps,
+                enabled=world.is_main,
+                tensorboard=settings.metrics.tensorboard,
+            )
+        )
+        if warning := warn_slow_precision(settings.compute, world.device):
+            metrics.say(f"warning: {warning}")
+        if latest:
+            metrics.say(f"resuming {folder} at step {progress.step} of {settings.total_steps}")
+        run_validation: Callable[[], dict[str, dict[str, float]]] = partial(
+            validate,
+            model,
+            validation_parts,
+            world,
+            sequence_length=settings.data.sequence_length,
+            sequences=settings.validation.sequences,
+            micro_sequences=settings.batch.micro_sequences,
+            cross_documents=settings.data.cross_documents,
+        )
+        phase = PhaseTimer(world.device)
+        peak = peak_flops(world.device) * world.size
+        flops_per_token = training_flops(config, settings.data.sequence_length)
+        stop = stack.enter_context(StopSignal())
+        micro_batches = settings.batch.sequences // (settings.batch.micro_sequences * world.size)
+        batches = data.prefetch(sample_ranges(settings, progress.step, world))
+        stack.callback(batches.close)
+        logged_step = progress.step
+
+        while progress.step < settings.total_steps and not world.any(stop.received is not None):
+            loss_sum = torch.zeros((), device=world.device)
+            for _ in range(micro_batches):
+                with phase("batch"):
+                    batch = next(batches)
+                with phase("forward"):
+                    loss = batch_loss(model, batch, world, settings.data.cross_documents)
+                with phase("backward"):
+                    # Gradients are averaged over ranks, so each rank's share of the mean is taken `size` times.
+                    torch.autograd.backward(loss * (world.size / settings.tokens_per_step))
+                loss_sum += loss.detach()
+            progress = Progress(
+                progress.step + 1,
+                progress.sequences + settings.batch.sequences,
+                progress.tokens + settings.tokens_per_step,
+            )
+            with phase("step"):
+                grad_norm = clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm)
+                lr = learning_rate(progress.tokens, settings.optimizer.lr, settings.schedule)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                optimizer.zero_grad()
+
+            metrics.advance(progress.step)
+            last = progress.step == settings.total_steps
+            if progress.step % settings.metrics.every_steps == 0 or last:
+                seconds = phase.take()
+                rate = (progress.step - logged_step) * settings.tokens_per_step / sum(seconds.values())
+                logged_step = progress.step
+                mean_loss = float(world.sum(loss_sum)) / settings.tokens_per_step
+                record = {
+                    "step": progress.step,
+                    "tokens": progress.tokens,
+                    "loss": mean_loss,
+                    "lr": lr,
+                    "grad_norm": world.scalar(grad_norm),
+                    "tokens_per_second": rate,
+                    "mfu": rate * flops_per_token / peak,
+                    "seconds": seconds,
+                }
+                if not math.isfinite(mean_loss):
+                    raise YalmError(
+                        f"{folder}: the loss is {mean_loss} at step {progress.step}; lower optimizer.lr, "
+                        f"or go on from the last checkpoint ({checkpoints.latest() or 'none yet'})"
+                    )
+                metrics.training(record)
+            if validation_parts and (progress.step % settings.validation.every_steps == 0 or last):
+                metrics.validation(progress.step, progress.tokens, run_validation())
+            if progress.step % settings.checkpoint.every_steps == 0 or last:
+                checkpoints.save(model, optimizer, progress, world)
+
+        checkpoint = checkpoints.save(model, optimizer, progress, world)
+        if stop.received is not None:
+            metrics.say(f"stopped by {stop.received.name} at step {progress.step}; the same command goes on from there")
+        return TrainResult(checkpoint, progress, settings.total_steps, stop.received)
+
+
+def sample_ranges(settings: TrainSettings, first_step: int, world: World) -> Iterator[tuple[int, int]]:
+    """The samples of this rank from `first_step` on, as (first, count) of each micro-batch in turn.
+
+    A step's samples are numbered on from those of the step before, and each rank takes a run of them; so the samples of
+    a step are the same on any number of ranks.
+    """
+    share = settings.batch.sequences // world.size
+    count = settings.batch.micro_sequences
+    if settings.batch.sequences % (world.size * count):
+        raise YalmError(
+            f"batch.sequences {settings.batch.sequences} must be a multiple of batch.micro_sequences {count} "
+            f"x {world.size} ranks; change one of them"
+        )
+    for step in range(first_step, settings.total_steps):
+        start = step * settings.batch.sequences + world.rank * share
+        yield from ((first, count) for first in range(start, start + share, count))

@@ -1,0 +1,149 @@
+"""Everything a training run can be told, with defaults that run.
+
+Lengths are in tokens, batches in sequences, cadences in steps. `yalm train FILE section.key=value …` reads these from
+TOML; the whole of them is saved with the run and is enough to repeat it.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from yalm.config import Settings
+from yalm.errors import YalmError
+from yalm.model.network import ModelConfig
+from yalm.model.presets import preset
+from yalm.tokens.mixture import PartSettings
+
+
+class ModelSettings(Settings):
+    """A preset, and sizes that replace its own; the vocabulary follows the tokenizer of the data."""
+
+    preset: str = "demo"
+    embedding_size: int | None = None
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    intermediate_size: int | None = None
+    max_positions: int | None = None
+
+    @field_validator("preset")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        try:
+            preset(name)
+        except YalmError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    def config(self, vocab_size: int) -> ModelConfig:
+        """The sizes of the network; YalmError if they do not fit each other."""
+        changes: dict[str, Any] = self.model_dump(exclude={"preset"}, exclude_none=True)
+        values = preset(self.preset).model_dump() | changes | {"vocab_size": vocab_size}
+        return ModelConfig.parse(values, source="model")
+
+
+class DataSettings(Settings):
+    """Token folders to train on by weight, and to validate on."""
+
+    parts: tuple[PartSettings, ...] = Field(min_length=1)
+    validation: tuple[PartSettings, ...] = ()
+    sequence_length: int = Field(default=512, gt=1)
+    cross_documents: bool = True
+    """Whether attention may look from one document into those packed before it (as GPT-3 and Megatron do)."""
+
+
+class BatchSettings(Settings):
+    """Sequences of one optimizer step, over all ranks, and of one forward pass on one rank."""
+
+    sequences: int = Field(default=16, gt=0)
+    micro_sequences: int = Field(default=4, gt=0)
+
+
+class OptimizerSettings(Settings):
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); matrices decay, norms and biases do not."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+
+class ScheduleSettings(Settings):
+    """Linear warm-up, then a cosine down to a share of the peak; all in tokens."""
+
+    tokens: int = Field(default=10_000_000, gt=0)
+    warmup_tokens: int = Field(default=500_000, ge=0)
+    final_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+
+
+class ComputeSettings(Settings):
+    """Where and in what types to compute."""
+
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` computes in bfloat16 with fp32 master weights, gradients' sums and optimizer."""
+    recompute: bool = False
+    """Keep only the inputs of layers and compute their insides again in the backward pass: a third more work."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """`auto` compiles each layer on GPUs; on CPUs it costs half a minute and gains nothing."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 takes PyTorch's choice."""
+
+
+class ValidationSettings(Settings):
+    """How often, and on how much of each validation part."""
+
+    every_steps: int = Field(default=100, gt=0)
+    sequences: int = Field(default=64, gt=0)
+
+
+class CheckpointSettings(Settings):
+    """How often to save, and how many to keep."""
+
+    every_steps: int = Field(default=200, gt=0)
+    keep: int = Field(default=2, gt=0)
+
+
+class MetricsSettings(Settings):
+    """How often a step is written to metrics.jsonl and TensorBoard."""
+
+    every_steps: int = Field(default=10, gt=0)
+    tensorboard: bool = True
+
+
+class TrainSettings(Settings):
+    """A training run."""
+
+    output: Path = Path("runs/train")
+    seed: int = Field(default=0, ge=0)
+    model: ModelSettings = ModelSettings()
+    data: DataSettings
+    batch: BatchSettings = BatchSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    compute: ComputeSettings = ComputeSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        if self.batch.sequences % self.batch.micro_sequences:
+            raise ValueError(
+                f"batch.sequences {self.batch.sequences} must be a multiple of "
+                f"batch.micro_sequences {self.batch.micro_sequences}"
+            )
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from, over all ranks."""
+        return self.batch.sequences * self.data.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Steps until at least `schedule.tokens` are seen."""
+        return -(-self.schedule.tokens // self.tokens_per_step)
