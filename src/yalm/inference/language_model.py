@@ -1,0 +1,232 @@
+"""A model and its tokenizer, ready to use: `yalm.load(folder).generate("…")`.
+
+    lm = yalm.load("runs/demo/model")
+    lm.generate("Сегодня", max_tokens=20, temperature=0)[0].text
+    for piece in lm.stream("Сегодня"): print(piece, end="")
+    lm.score(["Сегодня тепло."])[0].logprobs
+
+Sampling options are keyword arguments, those of `SamplingSettings`. `load` packs the weights for fast reading on CPUs
+(see `linear`); a model that is still being trained is used as it is: `LanguageModel(model, tokenizer)`.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yalm.errors import YalmError
+from yalm.inference.engine import FinishReason, Request, check_prompt, run
+from yalm.inference.linear import pack
+from yalm.inference.sampling import SamplingSettings
+from yalm.model.folder import TOKENIZER_FILE, load_folder
+from yalm.model.network import Yalm, causal_attention
+from yalm.model.ops.cross_entropy import linear_cross_entropy
+from yalm.tokens.tokenizer import Tokenizer
+
+# Most tokens of one scoring pass (a longer text goes alone).
+SCORING_TOKENS = 4096
+
+logger = logging.getLogger("yalm")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One continuation: its `text`, and its `ids` with the final `</s>`, if one came, which has no text.
+
+    `finish_reason` is "stop" for `</s>` or a stop text (which is not part of `text`), "length" for `max_tokens` or
+    the end of the model's positions. `prompt_tokens` counts `<s>` too.
+    """
+
+    prompt: str
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """A text's `ids`, beginning with `<s>`, and the `logprobs`, in nats, of all but the first, given those before."""
+
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole text, in nats; its end (`</s>`) is not counted."""
+        return sum(self.logprobs)
+
+
+def load(folder: str | Path, dtype: str = "auto", device: str | torch.device = "cpu") -> "LanguageModel":
+    """Open a model folder: weights converted to `dtype` on `device`, and the tokenizer.
+
+    `dtype`: "fp32", "bf16", "fp16", or "auto", which is fp32 on CPUs and bf16 elsewhere. YalmError for damaged folders,
+    unknown types and absent devices.
+    """
+    where = _device(device)
+    if dtype == "auto":
+        dtype = "fp32" if where.type == "cpu" else "bf16"
+    if dtype in ("bf16", "fp16") and where.type == "cpu" and not _cpu_multiplies(dtype):
+        logger.warning("this CPU has no %s instructions: expect %s to be many times slower than fp32", dtype, dtype)
+    tokenizer = Tokenizer(Path(folder) / TOKENIZER_FILE)
+    return LanguageModel(pack(load_folder(folder, dtype, where)), tokenizer)
+
+
+class LanguageModel:
+    """Generates and scores texts. `model` may be on any device and in any floating type; it is not changed."""
+
+    def __init__(self, model: Yalm, tokenizer: Tokenizer) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise YalmError(
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model only {model.config.vocab_size}; "
+                "they do not belong together, give the tokenizer the model was trained with"
+            )
+        self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.model.embed_tokens.tokens.weight.device
+
+    @torch.inference_mode()
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (batch, seq, vocab) in fp32 for ids (batch, seq) int64. YalmError beyond the model's positions."""
+        self._check_length(ids.shape[1])
+        logits: Tensor = self.model(ids.to(self.device))
+        return logits.float()
+
+    def generate(
+        self, prompts: str | Sequence[str], *, batch_size: int = 16, first_prompt: int = 0, **options: Any
+    ) -> list[Generation]:
+        """Continue each prompt; in order of prompts, `num_samples` each.
+
+        `options` are those of `SamplingSettings`. At most `batch_size` texts are under way at a time; the texts do not
+        depend on it. Draws are numbered by the prompt's place in the list, from `first_prompt` on: give it when a
+        longer list is handed over in parts. YalmError for a wrong option or a prompt that leaves no room.
+        """
+        done = dict(self.generate_each(prompts, batch_size=batch_size, first_prompt=first_prompt, **options))
+        return [done[number] for number in range(len(done))]
+
+    def generate_each(
+        self, prompts: str | Sequence[str], *, batch_size: int = 16, first_prompt: int = 0, **options: Any
+    ) -> Iterator[tuple[int, Generation]]:
+        """As `generate`, but each continuation comes as soon as it ends, with its place in the list before it."""
+        settings = SamplingSettings.parse(options, source="generate")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        requests = [
+            Request(self.tokenizer.encode(prompt), first_prompt + number, sample)
+            for number, prompt in enumerate(prompts)
+            for sample in range(settings.num_samples)
+        ]
+        texts: list[list[str]] = [[] for _ in requests]
+        tokens: list[list[int]] = [[] for _ in requests]
+        for piece in run(self.model, self.tokenizer, requests, settings, batch_size):
+            texts[piece.request].append(piece.text)
+            tokens[piece.request].append(piece.token)
+            if piece.finish_reason:
+                yield (
+                    piece.request,
+                    Generation(
+                        prompt=prompts[piece.request // settings.num_samples],
+                        text="".join(texts[piece.request]),
+                        ids=tuple(tokens[piece.request]),
+                        finish_reason=piece.finish_reason,
+                        prompt_tokens=len(requests[piece.request].prompt_ids),
+                    ),
+                )
+
+    def stream(self, prompt: str, *, first_prompt: int = 0, **options: Any) -> Iterator[str]:
+        """The continuation of one prompt, piece by piece as it is made; together they are `generate`'s text."""
+        settings = SamplingSettings.parse(options, source="generate")
+        if settings.num_samples != 1:
+            raise YalmError(f"num_samples = {settings.num_samples}: a stream is one text; use generate for more")
+        requests = [Request(self.tokenizer.encode(prompt), first_prompt)]
+        for piece in run(self.model, self.tokenizer, requests, settings, batch_size=1):
+            if piece.text:
+                yield piece.text
+
+    def check_prompt(self, prompt: str) -> None:
+        """YalmError if `prompt` leaves no position to generate at."""
+        check_prompt(self.tokenizer.encode(prompt), self.model.config.max_positions)
+
+    def score(self, texts: str | Sequence[str]) -> list[Score]:
+        """The log-probability of every token of each text, given `<s>` and those before it.
+
+        Texts are packed into passes without padding, and the logits are never held whole, so memory is bounded
+        whatever the vocabulary. YalmError for a text longer than the model's positions.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        ids = [self.tokenizer.encode(text) for text in texts]
+        logprobs = self.score_ids(ids)
+        return [Score(*row) for row in zip(texts, map(tuple, ids), map(tuple, logprobs), strict=True)]
+
+    @torch.inference_mode()
+    def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """For each sequence of ids the log-probabilities, in nats, of all but the first."""
+        for ids in sequences:
+            self._check_length(len(ids))
+        results: list[list[float]] = []
+        table, bias = self.model.model.embed_tokens.tokens.weight, self.model.lm_head.bias
+        for group in _passes(sequences):
+            counts = [len(ids) - 1 for ids in group]  # nothing follows the last id: it is only a target
+            inputs = torch.tensor([[token for ids in group for token in ids[:-1]]], device=self.device)
+            targets = torch.tensor([token for ids in group for token in ids[1:]], device=self.device)
+            positions = torch.cat([torch.arange(count, device=self.device) for count in counts])
+            hidden = self.model.model(inputs, positions, _Packed(counts))
+            _, losses = linear_cross_entropy(hidden[0], table, bias, targets)
+            logprobs = iter((-losses).tolist())
+            results += [list(islice(logprobs, count)) for count in counts]
+        return results
+
+    def _check_length(self, length: int) -> None:
+        limit = self.model.config.max_positions
+        if not 0 < length <= limit:
+            raise YalmError(f"the text has {length} tokens; this model takes 1 to {limit}, shorten or split it")
+
+
+class _Packed:
+    """Causal attention (1, A, N, D) over texts of `counts` tokens behind each other, none of which sees another."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.texts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+        context = torch.empty_like(query)
+        for text in self.texts:
+            context[:, :, text] = causal_attention(query[:, :, text], key[:, :, text], value[:, :, text], layer)
+        return context
+
+
+def _passes(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """The sequences in order, in groups of at most SCORING_TOKENS or of one."""
+    group: list[Sequence[int]] = []
+    for ids in sequences:
+        if group and sum(map(len, group)) + len(ids) > SCORING_TOKENS:
+            yield group
+            group = []
+        group.append(ids)
+    if group:
+        yield group
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device, tried; YalmError if this machine or this torch has none of that name."""
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise YalmError(f"device {str(device)!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from None
+    return where
+
+
+def _cpu_multiplies(dtype: str) -> bool:
+    """Whether this CPU has instructions for products in "bf16" or "fp16"."""
+    flags = torch.cpu.get_capabilities()
+    names = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fp16")}
+    return any(flags.get(name) for name in names[dtype])
