@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from yalm.cli import demo, generate, model, tokenizer, tokens, train
+from yalm.cli import demo, generate, model, report, tokenizer, tokens, train
 from yalm.errors import YalmError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(tokens.app, name="tokens")
 app.command()(train.train)
+app.command()(report.report)
 app.command()(generate.generate)
 app.command()(demo.demo)
 

@@ -86,6 +86,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Rows of `hidden` in slices whose fp32 logits fit CHUNK_BYTES, or of CHUNK_ROWS if that is more."""
-    budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
+    budget = CHUNK_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"]
     size = max(CHUNK_ROWS, budget // (4 * weight.shape[0]))
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]

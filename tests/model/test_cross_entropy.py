@@ -1,0 +1,99 @@
+"""Chunked linear cross entropy against the plain formula, and its memory bound."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from yalm.model.ops import cross_entropy
+from yalm.model.ops.cross_entropy import linear_cross_entropy
+
+
+def problem(tokens: int, width: int, vocab: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, width, generator=draw, dtype=torch.float64).float().requires_grad_()
+    weight = torch.randn(vocab, width, generator=draw).requires_grad_()
+    bias = torch.randn(vocab, generator=draw).requires_grad_()
+    targets = torch.randint(vocab, (tokens,), generator=draw)
+    weights = torch.rand(tokens, generator=draw) * (torch.rand(tokens, generator=draw) > 0.3)
+    return hidden, weight, bias, targets, weights
+
+
+@given(
+    tokens=st.integers(1, 70),
+    width=st.integers(1, 9),
+    vocab=st.integers(1, 40),
+    rows=st.integers(1, 33),
+    scale=st.floats(-3, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_equals_the_plain_formula(tokens: int, width: int, vocab: int, rows: int, scale: float, seed: int) -> None:
+    hidden, weight, bias, targets, weights = problem(tokens, width, vocab, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": 0})
+        patch.setattr(cross_entropy, "CHUNK_ROWS", rows)
+        loss, losses = linear_cross_entropy(hidden, weight, bias, targets, weights)
+        with torch.no_grad():
+            without_gradients, _ = linear_cross_entropy(hidden, weight, bias, targets, weights)
+    gradients = torch.autograd.grad(loss * scale, (hidden, weight, bias))
+
+    expected = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
+    expected_loss = (expected * weights).sum()
+    torch.testing.assert_close(losses, expected.detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss, expected_loss, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(without_gradients, expected_loss.detach(), atol=1e-3, rtol=1e-4)
+    wanted = torch.autograd.grad(expected_loss * scale, (hidden, weight, bias))
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, atol=1e-3, rtol=1e-3)
+
+
+def test_no_weights_means_one_each() -> None:
+    hidden, weight, bias, targets, _ = problem(12, 4, 9, seed=0)
+    loss, losses = linear_cross_entropy(hidden, weight, bias, targets)
+    torch.testing.assert_close(loss.detach(), losses.sum())
+
+
+def test_bf16_follows_fp32() -> None:
+    hidden, weight, bias, targets, weights = problem(64, 32, 100, seed=3)
+    exact, _ = linear_cross_entropy(hidden, weight, bias, targets, weights)
+    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight, bias)]
+    rounded, _ = linear_cross_entropy(inputs[0], inputs[1], inputs[2], targets, weights)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+    exact_gradient = torch.autograd.grad(exact, weight)[0]
+    gradient = torch.autograd.grad(rounded, inputs[1])[0]
+    assert gradient.dtype == torch.bfloat16
+    assert (gradient.float() - exact_gradient).norm() < 0.02 * exact_gradient.norm()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that any operation returned."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return result
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_memory_bound(monkeypatch: pytest.MonkeyPatch, with_gradients: bool) -> None:
+    tokens, width, vocab = 4096, 8, 5000
+    bound = 1 << 22
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": bound})
+    hidden, weight, bias, targets, _ = problem(tokens, width, vocab, seed=1)
+    assert 4 * tokens * vocab > 10 * bound
+    assert bound > 4 * vocab * cross_entropy.CHUNK_ROWS
+    with LargestTensor() as largest, torch.set_grad_enabled(with_gradients):
+        loss, _ = linear_cross_entropy(hidden, weight, bias, targets)
+        if with_gradients:
+            loss.backward()
+    assert bound / 2 < largest.bytes <= bound
