@@ -30,7 +30,8 @@ def linear_cross_entropy(
     in fp32 nats, differentiable in hidden, weight and bias, and the unweighted losses (N) in fp32, which are not.
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
-    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes, plus, where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
+    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes, plus, where gradients are wanted, the three gradients (N·E in hidden's
+    type, V·E and V in fp32).
     """
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
