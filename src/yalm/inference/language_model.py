@@ -170,15 +170,18 @@ class LanguageModel:
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """For each sequence of ids the log-probabilities, in nats, of all but the first."""
         for ids in sequences:
-            self._check_length(len(ids))
-        results: list[list[float]] = []
+            self._check_length(len(ids) - 1)  # nothing follows the last id, so it needs no position
         table, bias = self.model.model.embed_tokens.tokens.weight, self.model.lm_head.bias
+        results: list[list[float]] = []
         for group in _passes(sequences):
-            counts = [len(ids) - 1 for ids in group]  # nothing follows the last id: it is only a target
-            inputs = torch.tensor([[token for ids in group for token in ids[:-1]]], device=self.device)
-            targets = torch.tensor([token for ids in group for token in ids[1:]], device=self.device)
+            counts = [max(0, len(ids) - 1) for ids in group]
+            if not any(counts):
+                results += [[] for _ in group]
+                continue
+            inputs = torch.tensor([token for ids in group for token in ids[:-1]], dtype=torch.long, device=self.device)
+            targets = torch.tensor([token for ids in group for token in ids[1:]], dtype=torch.long, device=self.device)
             positions = torch.cat([torch.arange(count, device=self.device) for count in counts])
-            hidden = self.model.model(inputs, positions, _Packed(counts))
+            hidden = self.model.model(inputs[None], positions, _Packed(counts))
             _, losses = linear_cross_entropy(hidden[0], table, bias, targets)
             logprobs = iter((-losses).tolist())
             results += [list(islice(logprobs, count)) for count in counts]
@@ -186,15 +189,15 @@ class LanguageModel:
 
     def _check_length(self, length: int) -> None:
         limit = self.model.config.max_positions
-        if not 0 < length <= limit:
-            raise YalmError(f"the text has {length} tokens; this model takes 1 to {limit}, shorten or split it")
+        if length > limit:
+            raise YalmError(f"the text needs {length} positions and the model has {limit}; shorten or split it")
 
 
 class _Packed:
     """Causal attention (1, A, N, D) over texts of `counts` tokens behind each other, none of which sees another."""
 
     def __init__(self, counts: Sequence[int]) -> None:
-        self.texts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+        self.texts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True) if count]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         context = torch.empty_like(query)

@@ -9,7 +9,7 @@ remains is rounding: a batch multiplies in another order than a single row, by a
 close to the border between two tokens may turn out the other.
 
 Top-p needs the likeliest tokens in order. Sorting a whole vocabulary costs milliseconds a row on a CPU, so the
-likeliest few hundred are taken first, and everything is sorted only where they hold less than top_p.
+likeliest few are taken first, and more only where these hold less than top_p.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from yalm.config import Settings
 
-# How many tokens top-p looks at before it sorts them all.
-NUCLEUS_CANDIDATES = 256
+# How many of the likeliest tokens top-p looks at, before all.
+NUCLEUS_CANDIDATES = (256, 4096)
 
 
 class SamplingSettings(Settings):
@@ -75,7 +75,7 @@ def distribution(logits: Tensor, settings: SamplingSettings) -> Tensor:
     probabilities = logits.softmax(-1)
     if settings.top_p == 0:
         return probabilities
-    for candidates in (NUCLEUS_CANDIDATES, vocab_size):
+    for candidates in (*NUCLEUS_CANDIDATES, vocab_size):
         values, ids = probabilities.topk(min(candidates, vocab_size))
         before = values.cumsum(-1).roll(1, -1)  # the mass of the likelier tokens
         if candidates >= vocab_size or bool((before[:, 0] > settings.top_p).all()):

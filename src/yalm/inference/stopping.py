@@ -1,7 +1,8 @@
 """Ids of one continuation to its text, as they arrive, up to a stop text.
 
 A stop text may begin in one token and end in another. So whatever could still become one is held back: the longest
-end of the text that begins a stop text. Nothing of a stop text is ever shown, and nothing shown is taken back.
+end of the text that begins a stop text. Nothing of a stop text is ever shown, and nothing shown is taken back. Of
+several stop texts the one that is complete first counts, however the text is cut into tokens.
 """
 
 from collections.abc import Sequence
@@ -28,10 +29,10 @@ class Continuation:
 
     def _release(self, text: str, last: bool) -> str:
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         certain = len(text) if last else len(text) - self._unsettled(text)
         self._held = text[certain:]
         return text[:certain]
