@@ -28,13 +28,11 @@ def generate(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default all cores.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")] = False,
 ) -> None:
-    r"""Continue texts. Without --prompt, --input or --unconditional it asks for prompts; Ctrl-D ends.
+    """Continue texts. Without --prompt, --input or --unconditional it asks for prompts; Ctrl-D ends.
 
-    \b
-    Examples:
-      yalm generate runs/demo/model --prompt "Сегодня" --max-tokens 30 --temperature 0.8 --top-p 0.9
-      yalm generate runs/demo/model --input prompts.jsonl --output answers.jsonl
-      yalm generate runs/demo/model --unconditional 5 --output texts.jsonl
+    Example: yalm generate runs/demo/model --prompt "Сегодня" --temperature 0.8 --top-p 0.9
+
+    Example: yalm generate runs/demo/model --input prompts.jsonl --output answers.jsonl
     """
     from yalm.errors import YalmError
 
