@@ -1,0 +1,159 @@
+"""Writing tensors to a safetensors file block by block, hashing as they go.
+
+A safetensors file is a JSON header (its length in the first 8 bytes, little-endian) and the tensors' bytes one after
+the other, so it can be written front to back without a second copy of anything. Tensors come from a function, one at
+a time, and go out in blocks of rows that are cast, and padded or cut to their place, on the way: memory is what the
+function returns plus a few blocks. Blocks are small enough to stay in the processor's cache and in the allocator's
+pool, which is worth more than large writes. SHA-256 runs in a second thread beside the write of the same block.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yalm.atomic import atomic_file, write_text
+from yalm.errors import YalmError
+
+BLOCK_BYTES = 16 * 2**20
+CHECKSUM_FILE = "SHA256SUMS"
+# Our names of types.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Those of a safetensors header, narrow to wide: files begin with the wide ones, so that all are aligned.
+HEADER_DTYPES = {
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+}
+
+
+class DigestFile:
+    """An open binary file that knows the SHA-256 of what was written to it; enough of a file for `torch.save`."""
+
+    def __init__(self, stream: BinaryIO, pool: ThreadPoolExecutor, advance: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._pool = pool
+        self._advance = advance
+        self._sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Append bytes (anything with the buffer interface); returns how many."""
+        hashed = self._pool.submit(self._sha256.update, data)
+        try:
+            self._stream.write(data)
+        finally:
+            hashed.result()
+        size = memoryview(data).nbytes
+        self._advance(size)
+        return size
+
+    def flush(self) -> None:
+        """Hand what is buffered to the system."""
+        self._stream.flush()
+
+    def hexdigest(self) -> str:
+        """SHA-256 (hex) of all bytes so far."""
+        return self._sha256.hexdigest()
+
+
+@contextmanager
+def digest_file(path: Path, advance: Callable[[int], None] = lambda size: None) -> Iterator[DigestFile]:
+    """A new file that appears as `path` when the block ends well; `advance` hears the bytes of every write."""
+    with atomic_file(path) as temporary, open(temporary, "wb") as stream, ThreadPoolExecutor(1) as pool:
+        yield DigestFile(stream, pool, advance)
+
+
+def blocks(tensor: Tensor, shape: Iterable[int], dtype: torch.dtype) -> Iterator[Tensor]:
+    """`tensor` in `dtype`, cut or padded with zeros to `shape`, as contiguous (rows, columns) blocks of its rows.
+
+    Of one dimension or two; a vector comes as blocks of one column.
+    """
+    rows, *columns = shape
+    width = columns[0] if columns else 1
+    tensor = tensor if columns else tensor[:, None]
+    step = max(1, BLOCK_BYTES // (width * dtype.itemsize))
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        block = tensor[start:stop, :width]
+        padding = (0, width - block.shape[1], 0, stop - start - block.shape[0])
+        yield (F.pad(block, padding) if any(padding) else block).to(dtype).contiguous()
+
+
+def write_shard(
+    path: Path,
+    layout: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    advance: Callable[[int], None] = lambda size: None,
+) -> str:
+    """Write a safetensors file, whole or not at all; returns its SHA-256 (hex).
+
+    `layout` says each tensor's name, shape and type (tensors on "meta" will do); `read` gives the values, asked for
+    once each and in the order of the file. They are cast, and cut or padded with zeros, to the layout. `advance`
+    hears the bytes of every write.
+    """
+    order = list(HEADER_DTYPES)
+    names = sorted(layout, key=lambda name: (-order.index(layout[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        spec = layout[name]
+        start, end = end, end + spec.nbytes
+        header[name] = {
+            "dtype": HEADER_DTYPES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with digest_file(path, advance) as file, torch.no_grad():
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            for block in blocks(read(name), layout[name].shape, layout[name].dtype):
+                file.write(block.flatten().view(torch.uint8).numpy())
+    return file.hexdigest()
+
+
+def file_sha256(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
+    """SHA-256 (hex) of a file; empty if there is none. `advance` hears the bytes as they are read."""
+    sha256 = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            while data := stream.read(BLOCK_BYTES):
+                sha256.update(data)
+                advance(len(data))
+    except FileNotFoundError:
+        return ""
+    return sha256.hexdigest()
+
+
+def write_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
+    """The manifest of a folder: SHA-256 (hex) by file name, in the format that `sha256sum --check` reads."""
+    write_text(folder / CHECKSUM_FILE, "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)))
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The manifest of a folder, empty if it has none; YalmError if it is damaged."""
+    path = folder / CHECKSUM_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise YalmError(f"{path}: cannot be read ({error}); copy the file again") from None
+    checksums = {}
+    for line in lines:
+        sha256, gap, name = line.partition("  ")
+        if not gap or len(sha256) != 64 or Path(name).name != name:
+            raise YalmError(f"{path}: {line[:80]!r} is no line of a checksum file; copy the file again")
+        checksums[name] = sha256
+    return checksums
