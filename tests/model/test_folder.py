@@ -12,6 +12,7 @@ from yalm.errors import YalmError
 from yalm.model import folder as folder_module
 from yalm.model.folder import load_folder, read_config, save_folder
 from yalm.model.network import ModelConfig, Yalm, build, initialize
+from yalm.model.shards import write_shard
 
 CONFIG = ModelConfig(
     vocab_size=61, embedding_size=12, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=40, max_positions=64
@@ -124,14 +125,14 @@ def test_an_interrupted_write_leaves_the_old_folder(saved: Path, monkeypatch: py
     before = load_folder(saved).state_dict()
     written = 0
 
-    def fail_at_third(*arguments: object, **options: object) -> None:
+    def fail_at_third(*arguments: object, **options: object) -> str:
         nonlocal written
         written += 1
         if written == 3:
             raise OSError(28, "No space left on device")
-        save_file(*arguments, **options)  # type: ignore[arg-type]
+        return write_shard(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folder_module, "save_file", fail_at_third)
+    monkeypatch.setattr(folder_module, "write_shard", fail_at_third)
     with pytest.raises(OSError, match="No space"):
         save_folder(saved, CONFIG, initialize(build(CONFIG), seed=2).state_dict())
     assert [path.name for path in saved.parent.iterdir()] == ["model"]

@@ -1,11 +1,12 @@
 """A model on disk: a Hugging Face folder, the one format that is written and read.
 
-    config.json  generation_config.json  tokenizer.model
+    config.json  generation_config.json  tokenizer.model  SHA256SUMS
     model-00001-of-0000N.safetensors …  model.safetensors.index.json
 
 One shard per part (embedding, each layer, output), so that a layer can be fetched, replaced or streamed alone. The
 folder appears whole or not at all. Nothing in it is code, nothing is unpickled, and every tensor's name and shape is
-checked against `config.json` before it is used. The tied output table is stored once, as the embedding's.
+checked against `config.json` before it is used. The tied output table is stored once, as the embedding's. Checksums
+are of the bytes as they were handed to the disk; `yalm verify` compares them, ordinary loading does not.
 """
 
 import json
@@ -16,18 +17,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from yalm.atomic import atomic_folder
 from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm, build, parts
+from yalm.model.shards import DTYPES, HEADER_DTYPES, file_sha256, write_checksums, write_shard
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.model"
 TIED = "lm_head.weight"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Our names to the ones that transformers and vLLM expect in config.json.
 CONFIG_NAMES = {
     "vocab_size": "vocab_size",
@@ -40,6 +40,8 @@ CONFIG_NAMES = {
     "rotary_base": "rope_theta",
     "layer_norm_eps": "layer_norm_eps",
 }
+# Stands in config.json only where it has a value, under our own name: nobody else has such a thing.
+PADDED_FROM = "original_intermediate_size"
 
 
 def save_folder(
@@ -57,29 +59,47 @@ def write_folder(
     folder: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer_file: str | Path | None = None
 ) -> None:
     """Write the files of a model into an existing folder; for callers that add files of their own before a rename."""
-    groups = _shards(config)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(groups, start=1):
-        shard = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file({name: state[name].contiguous() for name in names}, folder / shard, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, shard)
-    total_size = sum(state[name].nbytes for name in weight_map)
-    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    layout = shards(config)
+    checksums = {
+        shard: write_shard(folder / shard, {name: state[name] for name in names}, state.__getitem__)
+        for shard, names in layout.items()
+    }
+    dtype = state[next(iter(next(iter(layout.values()))))].dtype
+    write_description(folder, config, dtype, checksums, tokenizer_file)
+
+
+def write_description(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    checksums: Mapping[str, str],
+    tokenizer_file: str | Path | None = None,
+) -> None:
+    """Write all but the shards, whose SHA-256 (hex) the caller has, into a folder that holds them."""
+    layout = shards(config, dtype)
+    index = {
+        "metadata": {"total_size": sum(spec.nbytes for specs in layout.values() for spec in specs.values())},
+        "weight_map": {name: shard for shard, specs in layout.items() for name in specs},
+    }
     _write_json(folder / INDEX_FILE, index)
-    dtype = state[next(iter(weight_map))].dtype
     _write_json(folder / CONFIG_FILE, config_json(config, dtype))
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
+    names = [INDEX_FILE, CONFIG_FILE, "generation_config.json"]
     if tokenizer_file is not None:
         shutil.copyfile(tokenizer_file, folder / TOKENIZER_FILE)
+        names.append(TOKENIZER_FILE)
+    write_checksums(folder, {**checksums, **{name: file_sha256(folder / name) for name in names}})
 
 
 def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json."""
     values = config.model_dump()
+    padded = {PADDED_FROM: values[PADDED_FROM]} if values[PADDED_FROM] is not None else {}
     return {
         "architectures": ["YalmForCausalLM"],
         "model_type": "yalm",
         **{theirs: values[ours] for ours, theirs in CONFIG_NAMES.items()},
+        **padded,
         "num_key_value_heads": config.num_heads,
         "head_dim": config.head_size,
         "hidden_act": "gelu",
@@ -99,7 +119,63 @@ def read_config(folder: str | Path) -> ModelConfig:
     missing = [theirs for theirs in CONFIG_NAMES.values() if theirs not in values]
     if missing:
         raise YalmError(f"{path}: key {missing[0]!r} is missing; the file is damaged, copy it again")
-    return ModelConfig.parse({ours: values[theirs] for ours, theirs in CONFIG_NAMES.items()}, source=str(path))
+    sizes = {ours: values[theirs] for ours, theirs in CONFIG_NAMES.items()}
+    return ModelConfig.parse(sizes | {PADDED_FROM: values.get(PADDED_FROM)}, source=str(path))
+
+
+class ModelFolder:
+    """The weights in a model folder, read tensor by tensor.
+
+    Opening reads `config.json`, the index and the shards' headers, and raises YalmError for what is missing or
+    damaged, and for tensors that are missing, unknown, or of another shape than `config.json` makes them.
+
+    Attributes: `path`, `config`, `dtype` of all tensors, `places` (tensor name to shard).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder)
+        self.config = read_config(folder)
+        weight_map = _read_json(self.path / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise YalmError(f"{self.path / INDEX_FILE}: has no weight_map; the file is damaged, copy it again")
+        self.places: dict[str, str] = weight_map
+        expected = {name: spec for specs in shards(self.config).values() for name, spec in specs.items()}
+        differences = {"missing": set(expected) - set(weight_map), "unknown": set(weight_map) - set(expected)}
+        for problem, names in differences.items():
+            if names:
+                raise YalmError(f"{folder}: tensor {min(names)!r} is {problem}; config.json and the weights do not fit")
+        dtypes = {self._check(name, spec) for name, spec in expected.items()}
+        if len(dtypes) > 1 or not dtypes <= {HEADER_DTYPES[dtype] for dtype in DTYPES.values()}:
+            raise YalmError(f"{folder}: tensors of {', '.join(sorted(dtypes))}; expected one of {', '.join(DTYPES)}")
+        self.dtype = next(dtype for dtype, name in HEADER_DTYPES.items() if name in dtypes)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the model by its name, on the CPU, as it is stored. KeyError if there is none."""
+        shard = self.path / self.places[name]
+        try:
+            with safe_open(shard, framework="pt") as tensors:
+                tensor: Tensor = tensors.get_tensor(name)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise YalmError(f"{shard}: cannot be read ({error}); copy the file again") from None
+
+    def _check(self, name: str, spec: Tensor) -> str:
+        """Hold a tensor's entry in its shard's header against `spec`; returns the type written there."""
+        shard = self.places[name]
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise YalmError(f"{self.path / INDEX_FILE}: shard {shard!r} is not a plain file name; refused")
+        try:
+            with safe_open(self.path / shard, framework="pt") as tensors:
+                stored = tensors.get_slice(name)
+                shape, dtype = tuple(stored.get_shape()), str(stored.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise YalmError(f"{self.path / shard}: cannot be read ({error}); copy the file again") from None
+        if shape != spec.shape:
+            raise YalmError(
+                f"{self.path / shard}: tensor {name!r} is {shape}, config.json makes it {tuple(spec.shape)}; "
+                "the two do not fit"
+            )
+        return dtype
 
 
 def load_folder(folder: str | Path, dtype: str = "fp32", device: str | torch.device = "cpu") -> Yalm:
@@ -107,46 +183,42 @@ def load_folder(folder: str | Path, dtype: str = "fp32", device: str | torch.dev
 
     Raises YalmError for missing or damaged files, tensors that are missing, unknown or of a wrong shape.
     """
-    folder = Path(folder)
-    if dtype not in DTYPES:
-        raise YalmError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
-    model = build(read_config(folder), device, DTYPES[dtype])
-    load_weights(folder, dict(model.state_dict()))
+    source = ModelFolder(folder)
+    model = build(source.config, device, torch_dtype(dtype))
+    _fill(source, dict(model.state_dict()))
     return model
 
 
 def load_weights(folder: Path, state: dict[str, Tensor]) -> None:
-    """Copy the tensors of `folder` into those of `state`, in place; every one must be there, and no other."""
-    weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise YalmError(f"{folder / INDEX_FILE}: has no weight_map; the file is damaged, copy it again")
-    expected = set(state) - {TIED}
-    for problem, names in (("missing", expected - set(weight_map)), ("unknown", set(weight_map) - expected)):
-        if names:
-            raise YalmError(f"{folder}: tensor {min(names)!r} is {problem}; config.json and the weights do not fit")
-    for shard in sorted(set(weight_map.values())):
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise YalmError(f"{folder / INDEX_FILE}: shard {shard!r} is not a plain file name; refused")
-        try:
-            with safe_open(folder / shard, framework="pt") as tensors, torch.no_grad():
-                for name in (name for name, file in weight_map.items() if file == shard):
-                    stored = tensors.get_tensor(name)
-                    if stored.shape != state[name].shape:
-                        raise YalmError(
-                            f"{folder / shard}: tensor {name!r} is {tuple(stored.shape)}, config.json makes it "
-                            f"{tuple(state[name].shape)}; the two do not fit"
-                        )
-                    state[name].copy_(stored)
-        except (OSError, SafetensorError) as error:
-            raise YalmError(f"{folder / shard}: cannot be read ({error}); copy the file again") from None
+    """Copy the tensors of `folder` into those of `state`, in place; the model must be of the same sizes."""
+    _fill(ModelFolder(folder), state)
 
 
-def _shards(config: ModelConfig) -> list[list[str]]:
-    """Tensor names by shard: one for each part, the output's bias with the output."""
-    model = build(config, "meta")
-    groups = [[f"{prefix}.{name}" for name, _ in module.named_parameters()] for prefix, module in parts(model)]
-    groups[-1].append("lm_head.bias")
-    return groups
+def torch_dtype(name: str) -> torch.dtype:
+    """The type of that name; YalmError if it is none of ours."""
+    if name not in DTYPES:
+        raise YalmError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def shards(config: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, Tensor]]:
+    """File name to its tensors on "meta", by name: one file for each part, the output's bias with the output."""
+    model = build(config, "meta", dtype)
+    groups = [
+        {f"{prefix}.{name}": tensor.detach() for name, tensor in module.named_parameters()}
+        for prefix, module in parts(model)
+    ]
+    groups[-1]["lm_head.bias"] = model.lm_head.bias.detach()
+    return {
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)
+    }
+
+
+def _fill(source: ModelFolder, state: Mapping[str, Tensor]) -> None:
+    """Copy every tensor of `source` into the one of its name."""
+    with torch.no_grad():
+        for name in source.places:
+            state[name].copy_(source.read(name))
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
