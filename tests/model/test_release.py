@@ -63,10 +63,10 @@ def wrong_shape(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (Path.unlink, "the file is missing"),
+        (Path.unlink, "is missing; download"),
         (cut, "not a readable weights file"),
         (drop_tensor, "'mlp.dense_ffn_gate.bias' is missing"),
-        (wrong_shape, "do not fit each other"),
+        (wrong_shape, "does not fit the other files"),
     ],
 )
 def test_damage_is_refused(weights: Path, damage: Callable[[Path], object], message: str) -> None:
