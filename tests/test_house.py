@@ -7,10 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "yalm"
 # Each room with the rooms it may import, besides the ground.
-GROUND = {"config", "errors", "atomic"}
+GROUND = {"config", "errors", "atomic", "progress"}
 ROOMS = {
     "config": {"errors"},
     "errors": set(),
+    "progress": set(),
     "atomic": set(),
     "model": set(),
     "tokens": set(),

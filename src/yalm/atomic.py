@@ -4,6 +4,7 @@ Everything is written beside its final name, flushed to disk, and renamed: a rea
 crash, sees the old content, the new content, or none, never a part.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -53,6 +54,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, with what an interrupted writer left; on success it becomes `path`.
+
+    On an error it stays, for the next try to go on from; the caller decides which of its files are worth keeping, and
+    makes them with `atomic_file`. BlockingIOError while another process writes there; `path` must not exist.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_leftovers(partial)
+        yield partial
+        for file in (partial, *partial.rglob("*")):
+            _sync(file)
+        partial.rename(path)
+        _sync(path.parent)
+    finally:
+        os.close(lock)
 
 
 def _sync(path: Path) -> None:

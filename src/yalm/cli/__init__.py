@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from yalm.cli import demo, generate, model, report, tokenizer, tokens, train
+from yalm.cli import convert, demo, generate, model, report, tokenizer, tokens, train
 from yalm.errors import YalmError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.command()(train.train)
 app.command()(report.report)
 app.command()(generate.generate)
 app.command()(demo.demo)
+app.command()(convert.convert)
+app.command()(convert.verify)
 
 
 def main() -> None:

@@ -1,0 +1,150 @@
+"""kill -9 in mid-conversion: finished shards are kept if their checksum holds; memory is bounded by a layer."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from support import GOLDEN
+from yalm.model import convert
+from yalm.model.convert import Result, convert_folder, convert_release
+from yalm.model.shards import read_checksums
+from yalm.model.verify import verify
+
+WEIGHTS, VOCAB = GOLDEN / "weights", GOLDEN / "vocab.sp"
+STANDIN = Path(__file__).parents[2] / "bench" / "standin.py"
+
+# Converts, and kills itself on the n-th call of a function: while a file's bytes are written, or when one is noted as
+# finished.
+KILLED = """
+import itertools, os, signal, sys
+from yalm.model import convert, shards
+
+source, destination, vocab, place, number = sys.argv[1:]
+owner, name = {"bytes": (shards.DigestFile, "write"), "note": (convert, "write_text")}[place]
+calls, original = itertools.count(1), getattr(owner, name)
+
+def kill(*arguments):
+    if next(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+
+setattr(owner, name, kill)
+if vocab:
+    convert.convert_release(source, destination, vocab, num_heads=4, max_positions=64)
+else:
+    convert.convert_folder(source, destination)
+"""
+
+
+def to_folder(target: Path, **options: Any) -> Result:
+    return convert_release(WEIGHTS, target, VOCAB, **{"num_heads": 4, "max_positions": 64} | options)
+
+
+def kill_at(source: Path, target: Path, vocab: Path | str, place: str, number: int) -> None:
+    arguments = [str(source), str(target), str(vocab), place, str(number)]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert not target.exists()
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    whole, target, partial = tmp_path / "whole", tmp_path / "new", tmp_path / ".new.partial"
+    to_folder(whole)
+    kill_at(WEIGHTS, target, VOCAB, "note", 3)
+    first, second, _ = sorted(partial.glob("*.safetensors"))  # the third is whole, but was not noted
+    kept = second.stat()
+    spoil(first)
+    kill_at(WEIGHTS, target, VOCAB, "bytes", 3)
+    assert list(partial.glob(".*.partial"))  # what the kill left of the first, done again
+    result = to_folder(target)
+    assert (result.files, result.kept) == (5, 1)
+    assert (target / second.name).stat().st_mtime_ns == kept.st_mtime_ns
+    assert read_checksums(target) == read_checksums(whole)
+    assert {path.name for path in target.iterdir()} == {path.name for path in whole.iterdir()}
+    verify(target)
+    assert not partial.exists()
+
+
+def test_killed_and_resumed_back_to_the_release(tmp_path: Path) -> None:
+    source, whole, target = tmp_path / "source", tmp_path / "whole", tmp_path / "new"
+    to_folder(source)
+    convert_folder(source, whole)
+    kill_at(source, target, "", "note", 4)
+    spoil(min((tmp_path / ".new.partial").glob("layer_*")))
+    assert convert_folder(source, target).kept == 2
+    assert read_checksums(target) == read_checksums(whole)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A conversion stopped when all shards are there, but not yet in their place."""
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_description", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            to_folder(tmp_path / "new")
+    return tmp_path / "new"
+
+
+def test_stopped_at_the_end_all_is_kept(interrupted: Path) -> None:
+    assert to_folder(interrupted).kept == 5
+
+
+@pytest.mark.parametrize("options", [{"dtype": "fp32"}, {"num_layers": 2}, {"intermediate_size": 256}], ids=str)
+def test_other_settings_start_over(interrupted: Path, options: dict[str, Any]) -> None:
+    assert to_folder(interrupted, **options).kept == 0
+    verify(interrupted)
+
+
+def test_what_came_of_another_source_is_done_again(interrupted: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(WEIGHTS, tmp_path / "other"))
+    (other / "layer_04-model_00-model_states.pt").touch()
+    result = convert_release(other, interrupted, VOCAB, num_heads=4, max_positions=64)
+    assert result.kept == 4
+
+
+# Prints by how much the process grew at its largest, in bytes.
+MEASURED = """
+import re, sys
+from pathlib import Path
+from yalm.model.convert import convert_folder, convert_release
+from yalm.model.verify import verify
+
+def status(field):
+    return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+def reset():
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+weights, folder, back, vocab, golden = sys.argv[1:]
+convert_release(golden, folder + "-first", vocab, num_heads=4)  # what is loaded at first use, once
+there = lambda: convert_release(weights, folder, vocab)
+for run in (there, lambda: verify(folder), lambda: convert_folder(folder, back)):
+    start = reset()
+    run()
+    print(status("VmHWM") - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured the Linux way")
+def test_memory_is_bounded_by_a_layer(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    command = [sys.executable, str(STANDIN), str(weights), "--preset", "25m", "--layers", "12", "--dtype", "fp32"]
+    subprocess.run(command, check=True, capture_output=True)
+    largest = max(path.stat().st_size for path in weights.iterdir())
+    total = sum(path.stat().st_size for path in weights.iterdir())
+    arguments = [str(weights), str(tmp_path / "model"), str(tmp_path / "back"), str(VOCAB), str(WEIGHTS)]
+    shown = subprocess.run([sys.executable, "-c", MEASURED, *arguments], check=True, capture_output=True, text=True)
+    grown = [int(line) for line in shown.stdout.split()]
+    constant = 64e6  # a few blocks of 16 MiB
+    assert max(grown) < largest + constant < total, grown
