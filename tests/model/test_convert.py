@@ -23,6 +23,8 @@ from yalm.errors import YalmError
 from yalm.model import convert as convert_module
 from yalm.model.convert import convert_folder, convert_release, padded_width
 from yalm.model.folder import DTYPES, load_folder, read_config
+from yalm.model.network import ModelConfig
+from yalm.model.presets import PRESETS
 from yalm.model.release import load_release
 
 WEIGHTS, VOCAB = GOLDEN / "weights", GOLDEN / "vocab.sp"
@@ -101,7 +103,7 @@ def test_there_and_back_gives_the_same_bits(tmp_path: Path, dtype: str, intermed
     folder = convert(source, tmp_path / "model", intermediate_size=intermediate_size)
     values = json.loads((folder / "config.json").read_text())
     assert values["dtype"] == str(DTYPES[dtype]).removeprefix("torch.")
-    assert values.get("original_intermediate_size") == (203 if intermediate_size else None)
+    assert values["intermediate_size"] - values["intermediate_padding"] == 203
     convert_folder(folder, tmp_path / "back")
     assert_same(released(source), released(tmp_path / "back"))
 
@@ -132,10 +134,23 @@ def test_ranks_are_joined(tmp_path: Path, ranks: int) -> None:
     convert_folder(kept, tmp_path / "back", intermediate_size=203)
     assert_same(released(WEIGHTS), released(tmp_path / "back"))
     removed = convert(source, tmp_path / "removed", intermediate_size=203)
-    assert read_config(removed).original_intermediate_size is None
+    assert read_config(removed).intermediate_padding == 0
     expected = load_folder(convert(WEIGHTS, tmp_path / "model"))
     for name, parameter in load_folder(removed).named_parameters():
         assert torch.equal(parameter, expected.get_parameter(name)), name
+
+
+def test_a_preset_knows_heads_positions_and_the_padding_of_the_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = convert(WEIGHTS, tmp_path / "model")
+    monkeypatch.setitem(PRESETS, "golden", read_config(folder))
+    joined = convert_release(split(tmp_path / "source", 4), tmp_path / "joined", VOCAB).folder
+    assert read_config(joined) == ModelConfig.parse(
+        read_config(folder).model_dump() | {"intermediate_size": 204, "intermediate_padding": 1}, "test"
+    )
+    convert_folder(joined, tmp_path / "back")
+    assert_same(released(WEIGHTS), released(tmp_path / "back"))
 
 
 def test_ranks_that_differ_where_they_should_not_are_refused(tmp_path: Path) -> None:
@@ -164,6 +179,14 @@ def test_only_the_first_layers(tmp_path: Path) -> None:
         assert torch.equal(parameter, whole.get_parameter(name)), name
     with pytest.raises(YalmError, match="has 3 layers; ask for 1 to 3"):
         convert(source, tmp_path / "other", num_layers=9)
+
+
+def test_the_release_can_be_padded_too(tmp_path: Path) -> None:
+    folder = convert(WEIGHTS, tmp_path / "model")
+    convert_folder(folder, tmp_path / "wide", intermediate_size=208)
+    convert_folder(convert(tmp_path / "wide", tmp_path / "again"), tmp_path / "back", intermediate_size=203)
+    assert released(tmp_path / "wide")[LAYER]["mlp.dense_ffn_gate.weight"].shape == (208, 96)
+    assert_same(released(WEIGHTS), released(tmp_path / "back"))
 
 
 def test_padding_that_is_no_longer_zero_is_not_cut(tmp_path: Path) -> None:

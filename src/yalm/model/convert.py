@@ -2,8 +2,8 @@
 
 File by file: the source's tensors are mapped into memory, cast, and padded or cut on their way to the new file, 16 MiB
 at a time (`shards.write_shard`). So memory holds one source file's mapped pages, which the system may drop, one tensor
-where ranks split it, and about 0.3 GB for PyTorch. Back to the release a layer is held once in full, for PyTorch
-writes a file's tensors in one go.
+where ranks split it, and about 0.3 GB for PyTorch. Back to the release a layer is held in full, and one of
+its tensors twice, for PyTorch writes a file's tensors in one go.
 
 Files are made in a hidden folder beside the destination, which takes its place when all are there. With each finished
 file its SHA-256 and what it was made from are noted; a conversion that was killed keeps those that still have that
@@ -32,7 +32,7 @@ from yalm.errors import YalmError
 from yalm.model.folder import ModelFolder, config_json, shards, torch_dtype, write_description
 from yalm.model.network import ModelConfig
 from yalm.model.release import Release, check_bytes, release_files, release_path
-from yalm.model.shards import digest_file, file_sha256, write_checksums, write_shard
+from yalm.model.shards import blocks, digest_file, file_sha256, write_checksums, write_shard
 from yalm.progress import byte_progress
 
 RECORD_FILE = "conversion.json"
@@ -99,9 +99,8 @@ def convert_release(
         raise YalmError(
             f"{tokenizer_file}: is no tokenizer of this model, whose vocabulary has {source.vocab_size:,} pieces"
         )
-    original = source.original_intermediate_size or source.intermediate_size
-    width = intermediate_size or padded_width(original)
-    config = _resized(source, width, original)
+    width = padded_width(source.unpadded_intermediate_size) if intermediate_size is None else intermediate_size
+    config = _resized(source, width)
     stored = torch_dtype(dtype) if dtype is not None else release.dtype
 
     def read(name: str) -> Tensor:
@@ -132,9 +131,8 @@ def convert_folder(
     The feed-forward width is the one before padding, unless `intermediate_size` says otherwise. Raises YalmError.
     """
     source = ModelFolder(folder)
-    original = source.config.original_intermediate_size or source.config.intermediate_size
-    width = intermediate_size or original
-    config = _resized(source.config, width, original)
+    width = source.config.unpadded_intermediate_size if intermediate_size is None else intermediate_size
+    config = _resized(source.config, width)
     stored = torch_dtype(dtype) if dtype is not None else source.dtype
     layout = {name: spec for specs in shards(config, stored).values() for name, spec in specs.items()}
 
@@ -142,9 +140,10 @@ def convert_folder(
         def make(path: Path, advance: Callable[[int], None]) -> str:
             tensors = {}
             for ours, theirs in names.items():
-                tensor = _fitting(source.read(ours), ours, width, stored, source.path)
-                # Cloned, so that nothing of the mapped shard but these bytes is written.
-                tensors[theirs] = tensor.to(stored).clone(memory_format=torch.contiguous_format)
+                tensor = torch.empty(layout[ours].shape, dtype=stored)
+                found = _fitting(source.read(ours), ours, width, stored, source.path)
+                torch.cat(list(blocks(found, tensor.shape, stored)), out=tensor.view(len(tensor), -1))
+                tensors[theirs] = tensor
             with digest_file(path, advance) as file:
                 torch.save(tensors, cast(IO[bytes], file))  # it only writes and flushes
             return file.hexdigest()
@@ -156,9 +155,10 @@ def convert_folder(
     return _make_all(Path(weights), files, config_json(config, stored), write_checksums)
 
 
-def _resized(source: ModelConfig, width: int, original: int) -> ModelConfig:
-    """The same model with another stored width, which keeps the original one if that is smaller."""
-    sizes = {"intermediate_size": width, "original_intermediate_size": original if original < width else None}
+def _resized(source: ModelConfig, width: int) -> ModelConfig:
+    """The same model with another stored width."""
+    padding = max(width - source.unpadded_intermediate_size, 0)
+    sizes = {"intermediate_size": width, "intermediate_padding": padding}
     return ModelConfig.parse(source.model_dump() | sizes, source="conversion")
 
 

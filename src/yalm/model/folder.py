@@ -40,8 +40,8 @@ CONFIG_NAMES = {
     "rotary_base": "rope_theta",
     "layer_norm_eps": "layer_norm_eps",
 }
-# Stands in config.json only where it has a value, under our own name: nobody else has such a thing.
-PADDED_FROM = "original_intermediate_size"
+# Also in config.json, under our own name; folders of other tools may lack it.
+PADDING = "intermediate_padding"
 
 
 def save_folder(
@@ -94,12 +94,11 @@ def write_description(
 def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json."""
     values = config.model_dump()
-    padded = {PADDED_FROM: values[PADDED_FROM]} if values[PADDED_FROM] is not None else {}
     return {
         "architectures": ["YalmForCausalLM"],
         "model_type": "yalm",
         **{theirs: values[ours] for ours, theirs in CONFIG_NAMES.items()},
-        **padded,
+        PADDING: config.intermediate_padding,
         "num_key_value_heads": config.num_heads,
         "head_dim": config.head_size,
         "hidden_act": "gelu",
@@ -120,7 +119,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     if missing:
         raise YalmError(f"{path}: key {missing[0]!r} is missing; the file is damaged, copy it again")
     sizes = {ours: values[theirs] for ours, theirs in CONFIG_NAMES.items()}
-    return ModelConfig.parse(sizes | {PADDED_FROM: values.get(PADDED_FROM)}, source=str(path))
+    return ModelConfig.parse(sizes | {PADDING: values.get(PADDING, 0)}, source=str(path))
 
 
 class ModelFolder:

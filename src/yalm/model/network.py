@@ -34,8 +34,8 @@ class ModelConfig(Settings):
     num_layers: int = Field(gt=0)
     num_heads: int = Field(gt=0)
     intermediate_size: int = Field(gt=0)
-    original_intermediate_size: int | None = Field(default=None, gt=0)
-    """The width before it was padded with zeros, where it was: changes no output, and lets padding be undone."""
+    intermediate_padding: int = Field(default=0, ge=0)
+    """How much of the width are zeros that a converter added: no output depends on it, and it can be undone."""
     max_positions: int = Field(default=1024, gt=0)
     rotary_base: float = Field(default=10_000.0, gt=0)
     layer_norm_eps: float = Field(default=1e-5, gt=0)
@@ -49,10 +49,10 @@ class ModelConfig(Settings):
             )
         if self.embedding_size > self.hidden_size:
             raise ValueError(f"embedding_size {self.embedding_size} must not exceed hidden_size {self.hidden_size}")
-        original = self.original_intermediate_size
-        if original is not None and original > self.intermediate_size:
+        if self.intermediate_padding >= self.intermediate_size:
             raise ValueError(
-                f"original_intermediate_size {original} must not exceed intermediate_size {self.intermediate_size}"
+                f"intermediate_padding {self.intermediate_padding} must be less than intermediate_size "
+                f"{self.intermediate_size}, of which it is a part"
             )
         return self
 
@@ -60,6 +60,11 @@ class ModelConfig(Settings):
     def head_size(self) -> int:
         """D, the width of one attention head."""
         return self.hidden_size // self.num_heads
+
+    @property
+    def unpadded_intermediate_size(self) -> int:
+        """The feed-forward width that the model was trained with."""
+        return self.intermediate_size - self.intermediate_padding
 
 
 class Attention(Protocol):

@@ -85,7 +85,7 @@ class Release:
     unreadable or untrusted, for tensors that are missing, unknown or of a wrong shape or type, and for heads that do
     not fit. `num_layers` cuts the model after its first layers; files of the others need not be there.
 
-    Attributes: `config`, the sizes as the files hold them (with `original_intermediate_size` where the preset says
+    Attributes: `config`, the sizes as the files hold them (with `intermediate_padding` where the preset says
     how much of the width is padding for the ranks); `dtype` of all tensors; `ranks`.
     """
 
@@ -234,8 +234,8 @@ class Release:
             "intermediate_size": intermediate,
             "max_positions": max_positions or (fitting[0].max_positions if fitting else 1024),
         }
-        if fitting and fitting[0].intermediate_size < intermediate:
-            values["original_intermediate_size"] = fitting[0].intermediate_size
+        if fitting:
+            values["intermediate_padding"] = intermediate - fitting[0].intermediate_size
         return ModelConfig.parse(values, source=str(self.folder))
 
 

@@ -7,6 +7,7 @@ on the CPU in the type on disk, so it needs no more memory than a layer takes th
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
     YalmError for whatever is missing, damaged, of a wrong shape, different from the checksums, or not finite. A folder
     without checksums (made by other tools) is checked without them; `checksums` in the facts says how many there were.
     """
+    start = perf_counter()
     source = ModelFolder(folder)
     shards = sorted(set(source.places.values()))
     sizes = {shard: (source.path / shard).stat().st_size for shard in shards}
@@ -53,6 +55,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
         "bytes": sum(sizes.values()),
         "checksums": len(checksums),
         "forward_pass": "finite",
+        "seconds": perf_counter() - start,
     }
 
 
