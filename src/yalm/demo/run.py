@@ -110,6 +110,8 @@ def run_demo(
     for override in overrides:
         apply_override(values, override)
     settings = TrainSettings.parse(values, "demo")
+    if settings.output != folder:
+        raise YalmError("override 'output': the demonstration keeps all in one folder; name it with --output")
     vocab_size = vocab_size or preset("demo").vocab_size
     data = {source.name: _size(source.locate()) for source in sources}
     record = Record.open(folder, fresh)
@@ -224,8 +226,8 @@ class Record:
     def read(self) -> dict[str, Any]:
         """The stages that are done, by name."""
         try:
-            stages: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            stages: dict[str, Any] = dict(json.loads(self.file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise YalmError(f"{self.file}: cannot be read ({error}); remove the folder and start again") from None
         return stages
 
