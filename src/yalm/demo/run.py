@@ -71,7 +71,12 @@ class DemoResult:
 
 
 def demo_settings(folder: Path) -> TrainSettings:
-    """The training of the demonstration, for five minutes of two CPU cores."""
+    """The training of the demonstration: five minutes of two CPU cores of 2021, 9,000 tokens a second.
+
+    Found by trying sizes, batches and rates at equal CPU time: with so little of it, many steps on short sequences
+    win over a larger network (half or one and a half of these parameters end a little worse), and a rate of 2e-3 over
+    1e-3 and 3e-3. It ends near zero, where the samples are best.
+    """
 
     def parts(part: str) -> tuple[PartSettings, ...]:
         return tuple(
@@ -84,8 +89,8 @@ def demo_settings(folder: Path) -> TrainSettings:
         model=ModelSettings(preset="demo"),
         data=DataSettings(parts=parts("train"), validation=parts("validation"), sequence_length=128),
         batch=BatchSettings(sequences=8, micro_sequences=8),
-        optimizer=OptimizerSettings(lr=3e-3),
-        schedule=ScheduleSettings(tokens=2_000_000, warmup_tokens=100_000, final_lr_ratio=0.02),
+        optimizer=OptimizerSettings(lr=2e-3),
+        schedule=ScheduleSettings(tokens=2_400_000, warmup_tokens=120_000, final_lr_ratio=0.02),
         validation=ValidationSettings(every_steps=200, sequences=96),
         checkpoint=CheckpointSettings(every_steps=200, keep=1),
     )
