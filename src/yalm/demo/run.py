@@ -71,11 +71,11 @@ class DemoResult:
 
 
 def demo_settings(folder: Path) -> TrainSettings:
-    """The training of the demonstration: five minutes of two CPU cores of 2021, 9,000 tokens a second.
+    """The training of the demonstration: five minutes of two CPU cores of 2021, at 9,000 tokens a second.
 
-    Found by trying sizes, batches and rates at equal CPU time: with so little of it, many steps on short sequences
-    win over a larger network (half or one and a half of these parameters end a little worse), and a rate of 2e-3 over
-    1e-3 and 3e-3. It ends near zero, where the samples are best.
+    Found by trials at equal CPU time: with so little of it, what counts is the number of steps, so sequences, batches
+    and network are small. A rate of 2e-3 was better than 1e-3 and 3e-3; a network of half these parameters ended level
+    with it after 300 seconds of one core. The rate ends near zero, where samples are best.
     """
 
     def parts(part: str) -> tuple[PartSettings, ...]:
