@@ -309,7 +309,9 @@ def measure(
             first = min(side.seconds(batch, options.prompt, 1) for _ in range(2))
             whole = side.seconds(batch, options.prompt, options.new + 1)
             prefill[side.name].append(batch * options.prompt / first)
-            decode[side.name].append(batch * options.new / max(whole - first, 1e-9))
+            if whole <= first:
+                raise SystemExit(f"{side.name}: {options.new} more tokens took no more time; the machine is too busy")
+            decode[side.name].append(batch * options.new / (whole - first))
         print(f"batch {batch}: repetition {repetition + 1} of {options.repetitions}", file=sys.stderr)
     return prefill, decode
 

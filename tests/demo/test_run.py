@@ -177,11 +177,12 @@ def test_killed_at_a_stage_it_goes_on_to_the_same(
     assert content(tmp_path / "demo") == content(whole.report.parent)
 
 
+@pytest.mark.parametrize("last", [1, 5])
 def test_stopped_in_training_it_goes_on_from_there(
-    demo: Demo, whole: run.DemoResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Demo, whole: run.DemoResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     def stop(metrics: Metrics, step: int) -> None:
-        if step == 5:
+        if step == last:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -191,7 +192,7 @@ def test_stopped_in_training_it_goes_on_from_there(
     assert not stopped.report.exists()
     steps = count_steps(monkeypatch)
     assert demo().training.stopped_by is None
-    assert steps == [6, 7, 8]
+    assert steps == list(range(last + 1, 9))
     assert content(tmp_path / "demo") == content(whole.report.parent)
 
 
@@ -243,6 +244,8 @@ def test_a_folder_of_something_else_is_left_alone(demo: Demo, tmp_path: Path) ->
 def test_wrong_overrides_and_missing_texts_write_nothing(demo: Demo, tmp_path: Path) -> None:
     with pytest.raises(YalmError, match="did you mean 'tokens'"):
         demo(overrides=["schedule.token=3"])
+    with pytest.raises(YalmError, match="name it with --output"):
+        demo(overrides=["output=elsewhere"])
     missing = Source("missing", "no_such_package", "x", "en", "none", read_lines)
     with pytest.raises(YalmError, match=r"pip install 'openyalm\[demo\]'"):
         demo(sources=[missing])

@@ -88,6 +88,7 @@ def test_prefetch_raises_at_its_batch(parts: list[PartSettings]) -> None:
 def test_windows_go_in_order(parts: list[PartSettings]) -> None:
     folder = TokenFolder(parts[1].path)
     tokens = torch.cat([batch.inputs for batch in windows(folder, T, batch_size=4, limit=10)])
+    assert next(windows(folder, T)).documents[0, 0] == 0, "counted from 0, also where a document begins the sequence"
     assert torch.equal(tokens.flatten(), torch.from_numpy(folder.read(0, 10 * T).astype("int64")))
     assert sum(len(batch.tokens) for batch in windows(folder, T, 4)) == (folder.num_tokens - 1) // T
     with pytest.raises(YalmError, match="not one sequence"):

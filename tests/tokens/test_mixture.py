@@ -26,7 +26,7 @@ mixtures = st.lists(
 
 
 @given(mixtures)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_each_sequence_once_an_epoch_until_the_cap(some: Mixture) -> None:
     places = [some.place(n) for n in range(some.num_samples)]
     assert len(places) == sum(size * part.max_epochs for size, part in zip(some.sizes, some.parts, strict=True))
@@ -43,7 +43,7 @@ def test_each_sequence_once_an_epoch_until_the_cap(some: Mixture) -> None:
 
 
 @given(mixtures)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_counts_are_the_places_counted(some: Mixture) -> None:
     counts = Counter()
     for n in range(some.num_samples):
@@ -55,6 +55,7 @@ def test_counts_are_the_places_counted(some: Mixture) -> None:
     st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=9),
     st.lists(st.integers(0, 10**14), min_size=1, max_size=20),
 )
+@settings(deadline=None)
 def test_shares_hold_after_any_number_of_samples(weights: list[float], numbers: list[int]) -> None:
     some = mixture(weights, [10**18] * len(weights), [1] * len(weights))
     total = sum(Fraction(str(weight)) for weight in weights)
@@ -71,7 +72,7 @@ def test_weight_of_a_retired_part_goes_to_the_rest() -> None:
 
 
 @given(st.integers(1, 600), st.text(max_size=8))
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 def test_permutation_is_one(size: int, key: str) -> None:
     assert sorted(permute(position, size, key) for position in range(size)) == list(range(size))
 

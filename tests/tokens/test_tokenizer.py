@@ -1,6 +1,7 @@
 """The tokenizer: the original's outputs, texts that survive, streams that equal the whole."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yalm.errors import YalmError
-from yalm.tokens.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
+from yalm.tokens.tokenizer import StreamDecoder, Tokenizer, _sample, _sentences, train_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "yalm-tiny"
 CASES = json.loads((GOLDEN / "tokenizer.json").read_text(encoding="utf-8"))
@@ -37,7 +38,7 @@ def test_special_ids(golden: Tokenizer, tokenizer: Tokenizer) -> None:
 
 
 @given(text=any_text)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_every_text_survives(tokenizer: Tokenizer, text: str) -> None:
     expected = text.replace("[NL]", "\n").replace("▁", " ")
     assert tokenizer.decode(tokenizer.encode(text)) == expected
@@ -48,26 +49,35 @@ def test_lone_surrogate_becomes_a_replacement_character(tokenizer: Tokenizer) ->
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
 
 
+def spelled(some: Tokenizer, text: str) -> list[int]:
+    """The ids of an ASCII text, a character each, as a model may choose them."""
+    pieces = {some.piece(token): token for token in range(some.vocab_size)}
+    return [pieces.get(char, pieces.get(f"<0x{ord(char):02X}>", some.unk_id)) for char in text]
+
+
 @pytest.mark.parametrize("which", ["golden", "tokenizer"])
 @given(data=st.data())
-@settings(max_examples=400)
+@settings(max_examples=300, deadline=None)
 def test_stream_equals_suffix(request: pytest.FixtureRequest, which: str, data: st.DataObject) -> None:
+    """Over ids in any order: broken characters, spelled-out newlines, special ids, spaces at the start."""
     some: Tokenizer = request.getfixturevalue(which)
-    spelled = [token for token in range(some.vocab_size) if some.piece(token) in ("[", "NL", "]", "N", "L", "▁")]
-    high_bytes = [token for token in range(some.vocab_size) if some.is_byte(token)][0x80:]
-    token = st.one_of(
-        st.integers(0, some.vocab_size - 1), st.sampled_from([*spelled, 0, 1, 2, 3]), st.sampled_from(high_bytes or [0])
+    high_bytes = [token for token in range(some.vocab_size) if some.is_byte(token)][0x80:] or [some.unk_id]
+    run = st.one_of(
+        st.lists(st.integers(0, some.vocab_size - 1), max_size=3),
+        st.lists(st.sampled_from(high_bytes), max_size=4),
+        st.lists(st.integers(0, 3), max_size=2),
+        st.sampled_from(["[NL]", "[N", "[[NL]", "NL]", "["]).map(lambda text: spelled(some, text)),
+        any_text.map(lambda text: some.encode(text)[1:]),
     )
-    encoded = any_text.map(lambda text: some.encode(text)[1:])
-    ids = st.one_of(st.lists(token, max_size=12), encoded)
-    prompt, new = data.draw(ids), data.draw(ids)
-    if data.draw(st.booleans()):
-        prompt = [some.bos_id, *prompt]
+    ids = [token for tokens in data.draw(st.lists(run, max_size=4)) for token in tokens]
+    cut = data.draw(st.integers(0, len(ids)))
+    prompt, new = [some.bos_id, *ids[:cut]], ids[cut:]
     stream = StreamDecoder(some, prompt)
     pieces = [stream.push(token) for token in new]
     suffix = some.suffix(prompt, new)
     assert "".join(pieces) + stream.finish() == suffix
-    assert (some.decode(prompt) + suffix == some.decode(prompt + new)) or some.decode(prompt)[-1] in "\ufffd[NL"
+    shown = some.decode(prompt)
+    assert shown + suffix == some.decode(prompt + new) or shown[-1] in "\ufffd[NL"
 
 
 def test_stream_of_a_text(tokenizer: Tokenizer) -> None:
@@ -131,6 +141,28 @@ def test_training_samples_within_its_bound(tmp_path: Path) -> None:
     again = train_tokenizer(texts, tmp_path / "b", seed=1, **arguments)
     other = train_tokenizer(texts, tmp_path / "c", seed=2, **arguments)
     assert first.sha256 == again.sha256 != other.sha256
+
+
+@given(text=any_text, max_bytes=st.integers(4, 9))
+@settings(deadline=None)
+def test_sentences_are_the_text_in_whole_characters(text: str, max_bytes: int) -> None:
+    pieces = list(_sentences([text], max_bytes))
+    assert all(0 < len(piece) <= max_bytes for piece in pieces)
+    kept = "".join(piece.decode() for piece in pieces)
+    assert kept.replace(" ", "") in "".join(line for line in text.split("\n")).replace(" ", "")
+    if text.strip() == text and "\n" not in text and " " not in text:
+        assert kept == text
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sample_is_uniform_whatever_the_sizes(seed: int) -> None:
+    """Kept are exactly the sentences with the smallest keys: a short one late has no better chance than a long one."""
+    sentences = [b"%04d" % number + b"x" * (number % 7 * 30) for number in range(400)]
+    kept = set(_sample(sentences, 5000, random.Random(seed)))
+    draw = random.Random(seed)
+    keys = {sentence: draw.random() for sentence in sentences}
+    assert 4000 < sum(map(len, kept)) <= 5000
+    assert max(keys[sentence] for sentence in kept) < min(keys[sentence] for sentence in keys if sentence not in kept)
 
 
 @pytest.mark.parametrize(

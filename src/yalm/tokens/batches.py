@@ -10,9 +10,9 @@ Samples depend on (seed, parts, n) alone: any rank may ask for any range, and a 
 at n.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,36 +90,14 @@ class Batches:
 
         An exception of the thread is raised here, at its batch. Closing the generator ends the thread.
         """
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
-        stopped = threading.Event()
-
-        def put(item: Batch | BaseException | None) -> None:
-            while not stopped.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            try:
-                for first, count in ranges:
-                    put(self.batch(first, count))
-                    if stopped.is_set():
-                        return
-                put(None)
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=work, name="prefetch", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stopped.set()
-            thread.join()
+        waiting: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(1, "prefetch") as thread:
+            for first, count in ranges:
+                waiting.append(thread.submit(self.batch, first, count))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
 
 def num_windows(folder: TokenFolder, sequence_length: int) -> int:

@@ -2,7 +2,7 @@
 
 `manifest.json` is written last by `build.build_shards`, so a folder without one is unfinished. It holds every count and
 checksum; opening a folder reads only it (and checks each shard's size when that shard is first read), while `verify`
-reads every byte. `record` files beside the shards let an interrupted build go on.
+reads every byte. A `shard-….json` record beside each shard lets an interrupted build go on.
 """
 
 import hashlib

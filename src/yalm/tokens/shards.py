@@ -163,6 +163,6 @@ class Shard:
 def _map(path: str) -> NDArray[np.uint8]:
     """A file as mapped bytes (an empty array for an empty file); YalmError if it cannot be read."""
     try:
-        return np.memmap(path, np.uint8, "r") if Path(path).stat().st_size else np.zeros(0, np.uint8)
+        return np.asarray(np.memmap(path, np.uint8, "r")) if Path(path).stat().st_size else np.zeros(0, np.uint8)
     except OSError as error:
         raise YalmError(f"{path}: cannot read the token shard ({error.strerror}); check the path") from None

@@ -72,10 +72,12 @@ def write_report(run_folder: str | Path) -> Path:
 def headline(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The numbers to know of a run: validation by language, tokens, tokens per second, MFU and minutes.
 
-    `records` are those of metrics.jsonl, with one of training at least. The rates are means over the time of all
+    `records` are those of metrics.jsonl; empty if no step is among them. The rates are means over the time of all
     recorded steps; validation and checkpoints do not count as time.
     """
     training = [record for record in records if "loss" in record]
+    if not training:
+        return {}
     validation = [record["validation"] for record in records if "validation" in record]
     seconds = [sum(record["seconds"].values()) for record in training]
 
