@@ -166,9 +166,10 @@ class Side:
             [python, __file__, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if name == "vLLM" else None,
+            stderr=subprocess.DEVNULL if name == "vLLM" else None,
             text=True,
             env=environment,
+            start_new_session=True,  # vLLM ends its process group
         )
         self.ready = self._answer() == "ready"
 
