@@ -71,7 +71,7 @@ class DemoResult:
 
 
 def demo_settings(folder: Path) -> TrainSettings:
-    """The training of the demonstration: five minutes of two CPU cores of 2021, at 9,000 tokens a second.
+    """The training of the demonstration: five minutes of two CPU cores of 2021, at 8,300 tokens a second.
 
     Found by trials at equal CPU time: with so little of it, what counts is the number of steps, so sequences, batches
     and network are small. A rate of 2e-3 was better than 1e-3 and 3e-3; a network of half these parameters ended level
