@@ -32,6 +32,8 @@ SIZES = {
     "110m": (50_304, 512, 768, 12, 12, 2_048, 1_024),
     "400m": (50_304, 512, 1_024, 29, 16, 2_816, 1_024),
 }
+# vLLM's worker polls for about a second after its last answer; the next side's turn begins after that.
+SETTLING_SECONDS = 1.5
 # Seconds that `generate(batch, prompt_tokens, new_tokens)` takes.
 Generate = Callable[[int, int, int], float]
 
@@ -307,6 +309,7 @@ def measure(
         side.seconds(batch, options.prompt, 2)
     for repetition in range(options.repetitions):
         for side in sides:
+            time.sleep(SETTLING_SECONDS)
             first = min(side.seconds(batch, options.prompt, 1) for _ in range(2))
             whole = side.seconds(batch, options.prompt, options.new + 1)
             prefill[side.name].append(batch * options.prompt / first)
