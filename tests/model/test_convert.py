@@ -259,7 +259,9 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
 
 NAME = "mlp.dense_ffn_gate.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut off": (cut, "not a readable weights file"),
+    "cut off": (cut, "is cut off or damaged"),
+    "a web page": (lambda path: path.write_text("<html>404</html>"), "is no weights file"),
+    "empty": (lambda path: path.write_bytes(b""), "is no weights file"),
     "one bit": (flip_a_bit, "is damaged .*CRC"),
     "missing": (Path.unlink, f"{LAYER} is missing; download"),
     "no output": (lambda path: (path.parent / "layer_07-model_00-model_states.pt").unlink(), "layer_07.* is missing"),
@@ -270,7 +272,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tensor": (edit(lambda tensors: tensors.update({NAME: 1})), "expected a plain dict of tensors"),
     "malicious": (
         lambda path: torch.save({NAME: Malice(path.parent.parent / "executed")}, path),
-        "not a readable weights file",
+        "holds more than tensors, perhaps code, and is refused",
     ),
 }
 

@@ -37,7 +37,7 @@ def test_a_malicious_pickle_is_refused(weights: Path, tmp_path: Path) -> None:
     trace = tmp_path / "executed"
     victim = weights / "layer_04-model_00-model_states.pt"
     torch.save({"input_layernorm.weight": Malice(trace)}, victim)
-    with pytest.raises(YalmError, match=r"layer_04\S+: not a readable weights file") as error:
+    with pytest.raises(YalmError, match=r"layer_04\S+: holds more than tensors") as error:
         load_release(weights, num_heads=4, max_positions=64)
     assert "\n" not in str(error.value)
     assert not trace.exists()
@@ -64,7 +64,7 @@ def wrong_shape(path: Path) -> None:
     ("damage", "message"),
     [
         (Path.unlink, "is missing; download"),
-        (cut, "not a readable weights file"),
+        (cut, "is cut off or damaged"),
         (drop_tensor, "'mlp.dense_ffn_gate.bias' is missing"),
         (wrong_shape, "does not fit the other files"),
     ],

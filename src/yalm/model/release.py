@@ -11,6 +11,7 @@ before one is used. Files are memory-mapped, one at a time. The number of heads 
 comes from the caller, or from the preset that has these sizes.
 """
 
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -264,12 +265,23 @@ def read_release_file(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise YalmError(f"{path}: the file is missing; download it again") from None
-    except Exception as error:  # torch.load raises many types for truncated, foreign and malicious files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise YalmError(f"{path}: not a readable weights file ({reason}); download it again") from None
+    except pickle.UnpicklingError:
+        raise YalmError(f"{path}: holds more than tensors, perhaps code, and is refused; do not load it") from None
+    except Exception:  # of many types, with advice that would not help here
+        what = "is cut off or damaged" if _begins_as_archive(path) else "is no weights file of PyTorch 1.6 or later"
+        raise YalmError(f"{path}: {what}; download the file again") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise YalmError(f"{path}: expected a plain dict of tensors; this is not a released layer file")
     return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _begins_as_archive(path: Path) -> bool:
+    """Whether a file has the first bytes of a zip archive, which `torch.save` writes."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False
 
 
 def check_bytes(path: Path) -> None:
