@@ -1,9 +1,10 @@
 """Conversion between the released layout and our folder, both ways, in the memory of one layer.
 
-File by file: the source's tensors are mapped into memory, cast, and padded or cut on their way to the new file, 16 MiB
-at a time (`shards.write_shard`). So memory holds one source file's mapped pages, which the system may drop, one tensor
-where ranks split it, and about 0.3 GB for PyTorch. Back to the release a layer is held in full, and one of
-its tensors twice, for PyTorch writes a file's tensors in one go.
+File by file: the source's tensors are mapped into memory, cast, and padded or cut on their way to the new file, 4 MiB
+at a time (`shards.write_shard`), while the next source is read through and checked. So memory holds one source file's
+mapped pages, which the system may drop, one tensor where ranks split it, and about 0.3 GB for PyTorch. Back to the
+release a layer is held in full, and one of its tensors twice, for PyTorch writes a file's tensors in one go. Reading
+ahead wants room in the system's cache for two layers; with less, sources are read from the disk twice.
 
 Files are made in a hidden folder beside the destination, which takes its place when all are there. With each finished
 file its SHA-256 and what it was made from are noted; a conversion that was killed keeps those that still have that
@@ -18,7 +19,8 @@ gradients are zero. They are cut off again only where they still are zero.
 import errno
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -60,12 +62,21 @@ class Result:
 
 @dataclass(frozen=True)
 class _File:
-    """A file to be made: its name, its bytes (about), the files it is made from, and how; `make` returns SHA-256."""
+    """A file to be made: its name, its bytes (about), the files it is made from, and how.
+
+    `make(path, advance)` returns the SHA-256; `check(source)` reads a source through before that, and raises YalmError.
+    """
 
     name: str
     size: int
     sources: list[Path]
     make: Callable[[Path, Callable[[int], None]], str]
+    check: Callable[[Path], None] = lambda source: None
+
+    def prepare(self) -> None:
+        """Check all sources; afterwards they are in the system's cache, if there is room."""
+        for source in self.sources:
+            self.check(source)
 
 
 def padded_width(width: int) -> int:
@@ -107,14 +118,12 @@ def convert_release(
         return _fitting(release.read(name), name, width, stored, release.folder)
 
     def shard(name: str, layout: Mapping[str, Tensor]) -> _File:
-        sources = release.files(list(layout))
+        size = sum(spec.nbytes for spec in layout.values())
 
         def make(path: Path, advance: Callable[[int], None]) -> str:
-            for file in sources:
-                check_bytes(file)
             return write_shard(path, layout, read, advance)
 
-        return _File(name, sum(spec.nbytes for spec in layout.values()), sources, make)
+        return _File(name, size, release.files(list(layout)), make, check_bytes)
 
     def finish(partial: Path, checksums: dict[str, str]) -> None:
         write_description(partial, config, stored, checksums, tokenizer_file)
@@ -204,14 +213,16 @@ def _make_all(
             usable = {name for name, entry in record.items() if origins.get(name) == entry["origin"]}
             _make_room(partial, files, usable)
             with byte_progress("converting", total) as advance:
+                left = []
                 for file in files:
-                    path = partial / file.name
-                    if file.name in usable and file_sha256(path) == record[file.name]["sha256"]:
+                    if file.name in usable and file_sha256(partial / file.name) == record[file.name]["sha256"]:
                         kept += 1
                         advance(file.size)
-                        continue
-                    sha256 = file.make(path, advance)
-                    written += path.stat().st_size
+                    else:
+                        left.append(file)
+                for file in _prepared(left):
+                    sha256 = file.make(partial / file.name, advance)
+                    written += (partial / file.name).stat().st_size
                     record[file.name] = {"sha256": sha256, "origin": origins[file.name]}
                     write_text(partial / RECORD_FILE, json.dumps(record))
             finish(partial, {file.name: record[file.name]["sha256"] for file in files})
@@ -225,6 +236,16 @@ def _make_all(
             ) from None
         raise YalmError(f"{destination}: cannot be written ({error.strerror}); run the same again to go on") from None
     return Result(destination, len(files), kept, written, perf_counter() - start)
+
+
+def _prepared(files: list[_File]) -> Iterator[_File]:
+    """Each file when its sources are checked; those of the next one are read while this one is made."""
+    with ThreadPoolExecutor(1) as ahead:
+        checks = [ahead.submit(file.prepare) for file in files[:1]]
+        for number, file in enumerate(files, start=1):
+            checks.pop().result()
+            checks = [ahead.submit(following.prepare) for following in files[number : number + 1]]
+            yield file
 
 
 def _make_room(partial: Path, files: list[_File], usable: set[str]) -> None:

@@ -3,17 +3,18 @@
 A safetensors file is a JSON header (its length in the first 8 bytes, little-endian) and the tensors' bytes one after
 the other, so it can be written front to back without a second copy of anything. Tensors come from a function, one at
 a time, and go out in blocks of rows that are cast, and padded or cut to their place, on the way: memory is what the
-function returns plus a few blocks. Blocks are small enough to stay in the processor's cache and in the allocator's
-pool, which is worth more than large writes. SHA-256 runs in a second thread beside the write of the same block.
+function returns plus a few blocks. Blocks are small enough to stay in the allocator's pool and, mostly, in the
+processor's cache between being hashed and being written. Hashing in a second thread beside the write was measured and
+was slower: the write then is the first to touch the mapped pages, which the kernel does page by page.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from torch import Tensor
 from yalm.atomic import atomic_file, write_text
 from yalm.errors import YalmError
 
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 CHECKSUM_FILE = "SHA256SUMS"
 # Our names of types.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,22 +41,21 @@ HEADER_DTYPES = {
 class DigestFile:
     """An open binary file that knows the SHA-256 of what was written to it; enough of a file for `torch.save`."""
 
-    def __init__(self, stream: BinaryIO, pool: ThreadPoolExecutor, advance: Callable[[int], None]) -> None:
+    def __init__(self, stream: FileIO, advance: Callable[[int], None]) -> None:
         self._stream = stream
-        self._pool = pool
         self._advance = advance
         self._sha256 = hashlib.sha256()
 
     def write(self, data: Any) -> int:
         """Append bytes (anything with the buffer interface); returns how many."""
-        hashed = self._pool.submit(self._sha256.update, data)
-        try:
-            self._stream.write(data)
-        finally:
-            hashed.result()
-        size = memoryview(data).nbytes
-        self._advance(size)
-        return size
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), BLOCK_BYTES):
+            block = view[start : start + BLOCK_BYTES]
+            self._sha256.update(block)
+            while block:  # an unbuffered write may take less than it is given
+                block = block[self._stream.write(block) :]
+        self._advance(len(view))
+        return len(view)
 
     def flush(self) -> None:
         """Hand what is buffered to the system."""
@@ -69,8 +69,8 @@ class DigestFile:
 @contextmanager
 def digest_file(path: Path, advance: Callable[[int], None] = lambda size: None) -> Iterator[DigestFile]:
     """A new file that appears as `path` when the block ends well; `advance` hears the bytes of every write."""
-    with atomic_file(path) as temporary, open(temporary, "wb") as stream, ThreadPoolExecutor(1) as pool:
-        yield DigestFile(stream, pool, advance)
+    with atomic_file(path) as temporary, open(temporary, "wb", buffering=0) as stream:
+        yield DigestFile(stream, advance)
 
 
 def blocks(tensor: Tensor, shape: Iterable[int], dtype: torch.dtype) -> Iterator[Tensor]:
