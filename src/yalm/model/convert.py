@@ -1,6 +1,6 @@
 """Conversion between the released layout and our folder, both ways, in the memory of one layer.
 
-File by file: the source's tensors are mapped into memory, cast, and padded or cut on their way to the new file, 4 MiB
+File by file: the source's tensors are mapped into memory, cast, and padded or cut on their way to the new file, 1 MiB
 at a time (`shards.write_shard`), while the next source is read through and checked. So memory holds one source file's
 mapped pages, which the system may drop, one tensor where ranks split it, and about 0.3 GB for PyTorch. Back to the
 release a layer is held in full, and one of its tensors twice, for PyTorch writes a file's tensors in one go. Reading
@@ -206,6 +206,9 @@ def _make_all(
     destination.parent.mkdir(parents=True, exist_ok=True)
     start, kept, written = perf_counter(), 0, 0
     total = sum(file.size for file in files)
+    threads = torch.get_num_threads()
+    # Blocks are too small to share: on a busy machine threads that wait for each other double the time.
+    torch.set_num_threads(1)
     try:
         with resumable_folder(destination) as partial:
             record = _read_record(partial / RECORD_FILE)
@@ -235,6 +238,8 @@ def _make_all(
                 f"{destination}: the disk is full; make room and run the same again, finished files are kept"
             ) from None
         raise YalmError(f"{destination}: cannot be written ({error.strerror}); run the same again to go on") from None
+    finally:
+        torch.set_num_threads(threads)
     return Result(destination, len(files), kept, written, perf_counter() - start)
 
 
