@@ -29,6 +29,7 @@ types: $(VENV)/.stamp-dev
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python bench/train_vs_transformers.py --quick
 	$(BIN)/python bench/generate_vs_transformers.py --quick
+	$(BIN)/python bench/convert.py --quick
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
