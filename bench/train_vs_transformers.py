@@ -38,7 +38,7 @@ from yalm.model.presets import PRESETS, preset
 from yalm.tokens.batches import Batch, Batches
 from yalm.training.metrics import PHASES, PhaseTimer
 from yalm.training.optimizer import learning_rate, make_optimizer
-from yalm.training.parallel import World, join_world
+from yalm.training.parallel import World, join_world, parallelize
 from yalm.training.settings import ComputeSettings, OptimizerSettings, TrainSettings
 from yalm.training.validation import ValidationPart, batch_loss, validate
 
@@ -88,7 +88,7 @@ class Contender:
 
 
 def ours(config: ModelConfig, length: int, settings: OptimizerSettings, world: World, seed: int = 0) -> Contender:
-    model = initialize(build(config, world.device), seed)
+    model = parallelize(initialize(build(config, world.device), seed), world, ComputeSettings())
     c = config
     shape = f"{c.num_layers} x {c.hidden_size}, feed-forward {c.intermediate_size}, embedding {c.embedding_size}"
     return Contender("yalm", shape, model, settings, training_flops(config, length), world)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
+from yalm.model.ops.linear import onednn_linears
 from yalm.training.settings import ComputeSettings
 
 
@@ -93,10 +94,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply recomputation, compilation, precision and sharding to the modules, in place."""
+    """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
     sharded = world.size > 1 or settings.precision == "bf16"
     half = torch.bfloat16 if settings.precision == "bf16" else None
+    if half is None and not compiled:
+        onednn_linears(model)
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     for layer in model.model.layers:
         if settings.recompute:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yalm.model.ops.linear import product
+
 # Bytes of one chunk's fp32 logits. On CPUs small chunks stay in cache; on GPUs large ones fill the multiprocessors.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 # Fewer rows than this starve the products, whatever the vocabulary.
@@ -40,7 +42,7 @@ def linear_cross_entropy(
         return loss, losses
     losses = torch.cat(
         [
-            F.cross_entropy(F.linear(hidden[rows], weight, bias).float(), targets[rows], reduction="none")
+            F.cross_entropy(product(hidden[rows], weight, bias).float(), targets[rows], reduction="none")
             for rows in _chunks(hidden, weight)
         ]
     )
@@ -59,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
         losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for rows in _chunks(hidden, weight):
-            log_probabilities = F.log_softmax(F.linear(hidden[rows], weight, bias).float(), dim=-1)
+            log_probabilities = F.log_softmax(product(hidden[rows], weight, bias).float(), dim=-1)
             target = targets[rows, None]
             losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
             # d loss / d logits = weights · (softmax - one-hot of the target)
@@ -68,11 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_logits *= weights[rows, None]
             grad_bias += grad_logits.sum(0)
             typed = grad_logits.to(weight.dtype)
-            torch.mm(typed, weight, out=grad_hidden[rows])
-            if weight.dtype == torch.float32:
-                grad_weight.addmm_(typed.T, hidden[rows])
-            else:
-                grad_weight += typed.T @ hidden[rows]
+            grad_hidden[rows] = product(typed, weight.T)
+            grad_weight += product(typed.T, hidden[rows].T)
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype))
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses

@@ -1,0 +1,62 @@
+"""Matrix products in training on a CPU, by oneDNN.
+
+torch multiplies fp32 matrices with MKL, which on AMD's processors leaves AVX-512 unused: half of what the core can do
+(120 against 270 GFLOP/s, docs/benchmarks.md). oneDNN, which torch ships as well, uses what there is. `onednn_linears`
+puts it under the linear layers of a network from outside; the network's definition stays plain PyTorch, and so does
+every other device and type.
+
+The price: the operation has no place in torch's public interface, so its absence is provided for.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def has_onednn(tensor: Tensor) -> bool:
+    """Whether products with `tensor` are oneDNN's: fp32 on a CPU whose torch has it."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a (M, K) · bᵀ, b (N, K), plus `bias` (N): (M, N). Not differentiable by itself; any strides."""
+    if has_onednn(a):
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+        return output
+    return F.linear(a, b, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """x (M, K) · weightᵀ + bias, with all three products of forward and backward by `product`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = product(grad, weight.T) if ctx.needs_input_grad[0] else None
+        return grad_x, product(grad.T, x.T), grad.sum(0)
+
+
+def onednn_linears(model: nn.Module) -> None:
+    """Let oneDNN compute the fp32 linear layers (with bias) of a model on a CPU, in place; elsewhere do nothing."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None and has_onednn(module.weight):
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]
+
+
+def _forward(module: nn.Linear, x: Tensor) -> Tensor:
+    output: Tensor = _Linear.apply(x.flatten(0, -2), module.weight, module.bias)  # type: ignore[no-untyped-call]
+    return output.view(*x.shape[:-1], -1)

@@ -1,0 +1,52 @@
+"""oneDNN's products under the linear layers, against the plain ones, forward and backward."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.ops import linear
+from yalm.model.ops.linear import has_onednn, onednn_linears
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_equals_the_plain_layer(batch: list[int], inputs: int, outputs: int, needs_grad: bool) -> None:
+    torch.manual_seed(inputs)
+    layer = nn.Linear(inputs, outputs)
+    x = torch.randn(*batch, inputs, requires_grad=needs_grad)
+    wanted_of = [layer.weight, layer.bias, *([x] if needs_grad else [])]
+    expected = layer(x)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, wanted_of, upstream)
+    onednn_linears(layer)
+    output = layer(x)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+    for gradient, want in zip(torch.autograd.grad(output, wanted_of, upstream), wanted, strict=True):
+        torch.testing.assert_close(gradient, want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_whole_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 61, "embedding_size": 12, "hidden_size": 24, "num_layers": 2, "num_heads": 3}
+    config = ModelConfig(**sizes, intermediate_size=40)
+    ids = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for swapped in (False, True):
+        model = initialize(build(config), seed=1, std=0.2)
+        if swapped:
+            onednn_linears(model)
+        else:
+            monkeypatch.setattr(linear, "has_onednn", lambda tensor: False)
+        model(ids[:, :-1], ids[:, 1:]).backward()
+        monkeypatch.undo()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 4, device="meta")])
+def test_other_types_and_devices_stay_plain(layer: nn.Linear) -> None:
+    onednn_linears(layer)
+    assert not has_onednn(layer.weight)
+    assert "forward" not in vars(layer)
