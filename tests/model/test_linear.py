@@ -33,7 +33,7 @@ def test_a_whole_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     ids = torch.randint(61, (2, 17), generator=torch.Generator().manual_seed(0))
     gradients = []
     for swapped in (False, True):
-        model = initialize(build(config), seed=1, std=0.2)
+        model = initialize(build(config), seed=1, table_std=0.2)
         if swapped:
             onednn_linears(model)
         else:

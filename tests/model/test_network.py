@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yalm.errors import YalmError
@@ -15,7 +15,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture(scope="module")
 def model() -> Yalm:
-    return initialize(build(CONFIG), seed=1, std=0.2)
+    return initialize(build(CONFIG), seed=1, table_std=0.2)
 
 
 @given(length=st.integers(2, 20), changed=st.integers(1, 19), seed=st.integers(0, 99))
@@ -54,10 +54,16 @@ def test_weights_come_from_the_seed_alone() -> None:
         assert a.dim() == 1 or not torch.equal(a, c), name
 
 
-def test_the_residual_keeps_its_scale_with_depth() -> None:
-    deep = initialize(build(CONFIG.model_copy(update={"num_layers": 32})), seed=0)
-    std = deep.model.layers[3].mlp.down_proj.weight.detach().std()
-    assert float(std) == pytest.approx(0.02 / 8, rel=0.1)
+@given(st.integers(1, 4).map(lambda n: 96 * n), st.integers(1, 12))
+@settings(max_examples=10)
+def test_products_keep_their_scale_and_the_residual_too(width: int, layers: int) -> None:
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_layers": layers}
+    model = initialize(build(CONFIG.model_copy(update=sizes)), seed=0).model
+    attention, mlp = model.layers[-1].self_attn, model.layers[-1].mlp
+    for linear, share in ((attention.qkv_proj, 1.0), (mlp.gate_proj, 1.0), (attention.o_proj, 0.5 / layers)):
+        variance = linear.weight.detach().pow(2).sum(dim=1).mean()
+        assert float(variance) == pytest.approx(share, rel=0.1)
+    assert float(mlp.down_proj.weight.detach().std()) == pytest.approx((4 * width * layers) ** -0.5, rel=0.1)
 
 
 def test_the_table_is_tied() -> None:

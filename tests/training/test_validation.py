@@ -21,7 +21,7 @@ WORLD = World(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 
 
 def test_bits_per_byte_of_two_parts_in_one_language(token_folders: dict[str, Path]) -> None:
-    model = initialize(build(CONFIG), seed=0, std=0.3)
+    model = initialize(build(CONFIG), seed=0, table_std=0.3)
     parts = [
         ValidationPart.open(PartSettings(name=name, path=str(token_folders[name]), weight=1, language=language))
         for name, language in (("first", "x"), ("second", "x"), ("held_out", "y"))

@@ -26,7 +26,7 @@ def _preset(
 #                       vocabulary embedding hidden layers heads feed-forward positions
 PRESETS: dict[str, ModelConfig] = {
     "demo": _preset(4_096, 192, 192, 4, 4, 512, 128),
-    "25m": _preset(16_384, 256, 512, 7, 8, 1_376, 512),
+    "25m": _preset(16_384, 384, 512, 6, 8, 1_376, 512),
     "125m": _preset(64_000, 512, 768, 12, 12, 2_048, 1_024),
     "350m": _preset(64_000, 512, 1_024, 24, 16, 2_816, 1_024),
     "1.3b": _preset(128_000, 1_024, 2_048, 24, 16, 5_504, 1_024),
