@@ -337,7 +337,7 @@ def profile(size: str, options: argparse.Namespace) -> None:
     model = pack(initialize(build(config(size)), seed=0))
     limit = 4 * sum(matmul_parameters(model.config).values()) / max(bandwidths().values())
     for batch in options.batches:
-        cache = KeyValueCache(model.config, batch, options.prompt + options.new + 8, torch.float32, "cpu")
+        cache = KeyValueCache(model, batch, options.prompt + options.new + 8, torch.float32, "cpu")
         for _ in range(batch):
             cache.add_row()
         last_logits(model, cache, prompts(size, batch, options.prompt))

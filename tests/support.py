@@ -1,12 +1,18 @@
-"""What tests of several rooms share: the golden set, made-up texts, a tiny run and how to read it."""
+"""What tests share: the golden set, also as other programs save it, made-up texts, a tiny run and how to read it."""
 
 import json
 import random
+import re
+import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from yalm.model.folder import load_folder
 from yalm.model.network import Yalm
@@ -23,6 +29,78 @@ def load_golden_model(dtype: torch.dtype = torch.float32) -> Yalm:
     """The reference's weights as a network of ours."""
     heads, positions = GOLDEN_CONFIG["num_attention_heads"], GOLDEN_CONFIG["max_position_embeddings"]
     return load_release(GOLDEN / "weights", heads, positions, dtype)
+
+
+def released(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """All tensors by file and name."""
+    return {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("layer_*.pt"))}
+
+
+def split(folder: Path, ranks: int) -> Path:
+    """The golden weights as tensor-parallel ranks hold them."""
+    folder.mkdir(parents=True)
+    for file, tensors in released(GOLDEN / "weights").items():
+        pieces: list[dict[str, Tensor]] = [{} for _ in range(ranks)]
+        for name, tensor in tensors.items():
+            if name.startswith(("mlp.dense_ffn_hidden", "mlp.dense_ffn_gate")):
+                tensor = F.pad(tensor, (*(0,) * (2 * tensor.dim() - 1), -len(tensor) % ranks))
+            if name == "mlp.dense_ffn_output.weight":
+                tensor = F.pad(tensor, (0, -tensor.shape[1] % ranks))
+            whole = "norm" in name or name in ("attention.dense.bias", "mlp.dense_ffn_output.bias", "dense.bias")
+            by_columns = name in ("attention.dense.weight", "mlp.dense_ffn_output.weight", "dense.weight")
+            parts = (tensor,) * ranks if whole else tensor.chunk(ranks, dim=int(by_columns))
+            for piece, part in zip(pieces, parts, strict=True):
+                piece[name] = part.clone()
+        for rank, piece in enumerate(pieces):
+            torch.save(piece, folder / file.replace("model_00", f"model_{rank:02d}"))
+    (folder / "mp_rank_00_model_states.pt").write_bytes(b"what GPT-NeoX puts beside them")
+    return folder
+
+
+# What stands before a tensor's name in a file of all parts; the golden model has three layers.
+PREFIXES = {
+    "deepspeed": {0: "language_model.embedding.", 1: "language_model.projector.", 7: "language_model.output_layer."}
+    | {layer + 3: f"language_model.transformer.layers.{layer}." for layer in range(3)},
+    "neox": {number: f"sequential.{number}." for number in (0, 1, 3, 4, 5, 7)},
+    "pipeline": {0: "tied_modules.embed."} | {number: f"{number}." for number in (1, 3, 4, 5, 7)},
+}
+PREFIXES["megatron"] = PREFIXES["deepspeed"]
+
+
+def write_rank_files(folder: Path, ranks: int, kind: str, **beside: Any) -> Path:
+    """The golden weights as DeepSpeed, GPT-NeoX or Megatron save them: all parts in one file a rank, with its state."""
+    parts: list[dict[str, Tensor]] = [{} for _ in range(ranks)]
+    for file, tensors in released(split(folder / "parts", ranks)).items():
+        number, rank = map(int, re.findall(r"\d+", file))
+        parts[rank] |= {PREFIXES[kind][number] + name: tensor for name, tensor in tensors.items()}
+    shutil.rmtree(folder / "parts")
+    for rank, weights in enumerate(parts):
+        state = {
+            "args": Namespace(num_layers=3, params_dtype=torch.bfloat16),
+            "checkpoint_version": 2.0,
+            "optimizer": {"state": {"exp_avg": torch.ones(1000)}},
+            "random_rng_state": random.getstate(),
+            "np_rng_state": numpy.random.get_state(),
+            "torch_rng_state": torch.get_rng_state(),
+        } | beside
+        path = folder / f"mp_rank_{rank:02d}_model_states.pt"
+        if kind == "megatron":
+            path = folder / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+            path.parent.mkdir()
+        torch.save(state | ({"model": nested(weights)} if kind == "megatron" else {"module": weights}), path)
+    return folder
+
+
+def nested(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Dicts in dicts as Megatron saves them: by module, the layers' names flat."""
+    tree: dict[str, Any] = {}
+    for name, tensor in weights.items():
+        *path, last = name.split(".") if "embedding" in name else name.split(".", 2)
+        place = tree
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = tensor
+    return tree
 
 
 def write_texts(folder: Path, seed: int, documents: int = 60) -> Path:

@@ -33,6 +33,23 @@ def test_there_verified_and_back(tmp_path: Path) -> None:
     assert (result["folder"], result["files"], result["kept"]) == (back, 5, 0)
 
 
+def test_quantized_from_the_release_or_from_a_folder(tmp_path: Path) -> None:
+    plain, direct, again = (str(tmp_path / name) for name in ("plain", "direct", "again"))
+    yalm("convert", WEIGHTS, plain, "--vocab", VOCAB, "--heads", "4")
+    yalm("convert", WEIGHTS, direct, "--vocab", VOCAB, "--heads", "4", "--quantize", "int4")
+    yalm("convert", plain, again, "--quantize", "int4")
+    assert Path(again, "SHA256SUMS").read_text() == Path(direct, "SHA256SUMS").read_text()
+    assert "in bfloat16, matrices in int4" in yalm("verify", again)
+    for options, message in (
+        ((), "is a model folder already; give --quantize int8"),
+        (("--quantize", "int5"), "'int5' is not known"),
+        (("--quantize", "int8", "--vocab", VOCAB), "--vocab has no meaning where"),
+        (("--to", "release", "--quantize", "int8"), "--quantize has no meaning with --to release"),
+    ):
+        with pytest.raises(YalmError, match=message):
+            yalm("convert", plain, str(tmp_path / "refused"), *options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

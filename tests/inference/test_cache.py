@@ -24,7 +24,7 @@ class Text:
 
 
 def new_cache(model: Yalm, rows: int, fill: float = 0.0) -> KeyValueCache:
-    cache = KeyValueCache(model.config, rows, model.config.max_positions, torch.float32, "cpu")
+    cache = KeyValueCache(model, rows, model.config.max_positions, torch.float32, "cpu")
     cache.keys += fill
     cache.values += fill
     return cache

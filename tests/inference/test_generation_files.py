@@ -75,7 +75,7 @@ def test_killed_at_any_moment(lm: LanguageModel, folder: Path, source: Path, tmp
         "from pathlib import Path\n"
         "import torch; torch.set_num_threads(1)\n"
         "from yalm.inference.files import complete_file\n"
-        "from yalm.inference.language_model import load\n"
+        "from yalm.inference.loading import load\n"
         "source, output, left = Path(sys.argv[2]), Path(sys.argv[3]), 7\n"
         "for state in complete_file(load(sys.argv[1]), source, output, batch_size=2, identity='tiny', "
         f"**{OPTIONS!r}):\n"

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from support import GOLDEN
-from yalm.inference.language_model import LanguageModel, load
+from yalm.inference.language_model import LanguageModel
+from yalm.inference.loading import load
 from yalm.inference.sampling import SamplingSettings, distribution
 
 GENERATION = json.loads((GOLDEN / "generation.json").read_text())

@@ -1,8 +1,10 @@
 """Generation as its callers see it: batches, streams, stops, limits; and scores."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ import yalm
 from support import GOLDEN, load_golden_model
 from yalm.errors import YalmError
 from yalm.inference import engine, language_model
-from yalm.inference.language_model import LanguageModel, load
+from yalm.inference.engine import Limits
+from yalm.inference.language_model import LanguageModel
+from yalm.inference.loading import load
 from yalm.model.network import ModelConfig, build, initialize
 from yalm.tokens.tokenizer import Tokenizer
 
@@ -89,9 +93,8 @@ def test_no_pass_holds_padding_or_finished_rows(lm: LanguageModel, monkeypatch: 
 
 def test_long_prompts_are_read_in_several_passes(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lm.generate(PROMPTS, max_tokens=5)
-    monkeypatch.setattr(engine, "PREFILL_TOKENS", 8)
     passes = count_tokens(lm, monkeypatch)
-    assert lm.generate(PROMPTS, max_tokens=5) == expected
+    assert LanguageModel(lm.model, lm.tokenizer, Limits(prefill_tokens=8)).generate(PROMPTS, max_tokens=5) == expected
     assert max(passes) <= max(8, *(len(lm.tokenizer.encode(prompt)) for prompt in PROMPTS))
 
 
@@ -190,8 +193,34 @@ def test_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
         load(folder, dtype="fp64")
     with pytest.raises(YalmError, match="'quantum'"):
         load(folder, device="quantum")
-    with pytest.raises(YalmError, match="tokenizer"):
+    with pytest.raises(YalmError, match="no weights here"):
         load(tmp_path)
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    (bare / "tokenizer.model").unlink()
+    with pytest.raises(YalmError, match=r"holds no tokenizer.model; .*--vocab"):
+        load(bare)
+    with pytest.raises(YalmError, match=r"too little: .* take .*; give more"):
+        load(folder, memory="100MiB")
+    with pytest.raises(YalmError, match="'much' is no amount of memory"):
+        load(folder, memory="much")
+
+
+def test_fewer_texts_go_at_a_time_where_the_cache_is_small(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = lm.generate(PROMPTS, max_tokens=5)
+    longest = max(len(lm.tokenizer.encode(prompt)) for prompt in PROMPTS)
+    rows: list[int] = []
+
+    class Counted(engine.KeyValueCache):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            rows.append(self.rows)
+
+    monkeypatch.setattr(engine, "KeyValueCache", Counted)
+    small = LanguageModel(lm.model, lm.tokenizer, Limits(cache_tokens=2 * (longest + 5) + 1))
+    assert small.generate(PROMPTS, max_tokens=5) == expected
+    assert rows == [2]
+    with pytest.raises(YalmError, match="does not fit the cache"):
+        LanguageModel(lm.model, lm.tokenizer, Limits(cache_tokens=longest + 4)).generate(PROMPTS, max_tokens=5)
 
 
 def test_a_model_in_training_can_generate_and_train_on() -> None:

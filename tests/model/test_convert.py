@@ -11,20 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from support import GOLDEN
+from support import GOLDEN, released, split, write_rank_files
 from yalm.atomic import resumable_folder
 from yalm.errors import YalmError
 from yalm.model import convert as convert_module
 from yalm.model.convert import convert_folder, convert_release, padded_width
 from yalm.model.folder import DTYPES, load_folder, read_config
 from yalm.model.presets import PRESETS
-from yalm.model.release import load_release
+from yalm.model.release import Release, load_release
 
 WEIGHTS, VOCAB = GOLDEN / "weights", GOLDEN / "vocab.sp"
 LOGITS = load_file(GOLDEN / "logits.safetensors")
@@ -34,11 +33,6 @@ LAYER = "layer_04-model_00-model_states.pt"
 
 def convert(weights: Path, folder: Path, **options: Any) -> Path:
     return convert_release(weights, folder, VOCAB, **{"num_heads": 4, "max_positions": 64} | options).folder
-
-
-def released(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """All tensors by file and name."""
-    return {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("layer_*.pt"))}
 
 
 def assert_same(left: dict[str, dict[str, Tensor]], right: dict[str, dict[str, Tensor]]) -> None:
@@ -62,27 +56,6 @@ def recast(folder: Path, dtype: torch.dtype) -> Path:
             for name, tensor in tensors.items()
         }
         torch.save(noisy, folder / file)
-    return folder
-
-
-def split(folder: Path, ranks: int) -> Path:
-    """The golden weights as tensor-parallel ranks hold them."""
-    folder.mkdir()
-    for file, tensors in released(WEIGHTS).items():
-        pieces: list[dict[str, Tensor]] = [{} for _ in range(ranks)]
-        for name, tensor in tensors.items():
-            if name.startswith(("mlp.dense_ffn_hidden", "mlp.dense_ffn_gate")):
-                tensor = F.pad(tensor, (*(0,) * (2 * tensor.dim() - 1), -len(tensor) % ranks))
-            if name == "mlp.dense_ffn_output.weight":
-                tensor = F.pad(tensor, (0, -tensor.shape[1] % ranks))
-            whole = "norm" in name or name in ("attention.dense.bias", "mlp.dense_ffn_output.bias", "dense.bias")
-            by_columns = name in ("attention.dense.weight", "mlp.dense_ffn_output.weight", "dense.weight")
-            parts = (tensor,) * ranks if whole else tensor.chunk(ranks, dim=int(by_columns))
-            for piece, part in zip(pieces, parts, strict=True):
-                piece[name] = part.clone()
-        for rank, piece in enumerate(pieces):
-            torch.save(piece, folder / file.replace("model_00", f"model_{rank:02d}"))
-    (folder / "mp_rank_00_model_states.pt").write_bytes(b"what GPT-NeoX puts beside them")
     return folder
 
 
@@ -137,6 +110,34 @@ def test_ranks_are_joined(tmp_path: Path, ranks: int) -> None:
     expected = load_folder(convert(WEIGHTS, tmp_path / "model"))
     for name, parameter in load_folder(removed).named_parameters():
         assert torch.equal(parameter, expected.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_files_of_all_parts_are_the_same_model(tmp_path: Path, ranks: int) -> None:
+    source = write_rank_files(tmp_path / "source", ranks, "megatron")
+    for folder, options in (("whole", {}), ("first", {"num_layers": 2})):
+        model = load_folder(convert(source, tmp_path / folder, intermediate_size=203, **options))
+        expected = load_release(WEIGHTS, 4, 64)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, expected.get_parameter(name)), name
+    convert_folder(tmp_path / "whole", tmp_path / "back")
+    assert_same(released(WEIGHTS), released(tmp_path / "back"))
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_wrong_byte_in_a_file_of_all_parts_is_found_in_its_turn(tmp_path: Path, layer: int) -> None:
+    source = write_rank_files(tmp_path / "source", 1, "deepspeed")
+    span = Release(source, 4, 64).span(f"model.layers.{layer}.mlp.gate_proj.weight")
+    assert span is not None
+    with open(span.path, "r+b") as file:
+        file.seek(span.offset + span.nbytes // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(YalmError, match=r"mp_rank_00_model_states.pt: is damaged .*CRC"):
+        convert(source, tmp_path / "model")
+    # Those before it are finished, for only the bytes that a file is made of are looked at.
+    assert len(list((tmp_path / ".model.partial").glob("*.safetensors"))) == layer + 1
 
 
 def test_a_preset_knows_heads_positions_and_the_padding_of_the_ranks(
@@ -267,8 +268,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no output": (lambda path: (path.parent / "layer_07-model_00-model_states.pt").unlink(), "layer_07.* is missing"),
     "tensor missing": (edit(lambda tensors: tensors.pop(NAME)), f"'{NAME}' is missing"),
     "tensor unknown": (edit(lambda tensors: tensors.update(extra=torch.ones(1))), "'extra' is unknown"),
-    "shape": (edit(lambda tensors: tensors.update({NAME: tensors[NAME][1:]})), "does not fit the other files"),
+    "shape": (edit(lambda tensors: tensors.update({NAME: tensors[NAME][1:]})), "does not fit the other tensors"),
     "type": (edit(lambda tensors: tensors.update({NAME: tensors[NAME].float()})), "is torch.float32"),
+    "no name": (edit(lambda tensors: tensors.update({1: torch.ones(1)})), "expected a plain dict of tensors"),
     "no tensor": (edit(lambda tensors: tensors.update({NAME: 1})), "expected a plain dict of tensors"),
     "malicious": (
         lambda path: torch.save({NAME: Malice(path.parent.parent / "executed")}, path),

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from support import GOLDEN
 from yalm.model import convert
@@ -126,10 +127,11 @@ def reset():
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
-weights, folder, back, vocab, golden = sys.argv[1:]
+weights, folder, back, vocab, golden, together = sys.argv[1:]
 convert_release(golden, folder + "-first", vocab, num_heads=4)  # what is loaded at first use, once
 there = lambda: convert_release(weights, folder, vocab)
-for run in (there, lambda: verify(folder), lambda: convert_folder(folder, back)):
+whole = lambda: convert_release(together, folder + "-whole", vocab)
+for run in (there, lambda: verify(folder), lambda: convert_folder(folder, back), whole):
     start = reset()
     run()
     print(status("VmHWM") - start)
@@ -143,8 +145,14 @@ def test_memory_is_bounded_by_a_layer(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     largest = max(path.stat().st_size for path in weights.iterdir())
     total = sum(path.stat().st_size for path in weights.iterdir())
-    arguments = [str(weights), str(tmp_path / "model"), str(tmp_path / "back"), str(VOCAB), str(WEIGHTS)]
+    together = tmp_path / "together"
+    parts = {path.name[6:8].lstrip("0") or "0": torch.load(path) for path in weights.glob("layer_*")}
+    tensors = {f"sequential.{part}.{name}": tensor for part in parts for name, tensor in parts[part].items()}
+    together.mkdir()
+    torch.save({"module": tensors}, together / "mp_rank_00_model_states.pt")
+    arguments = [*map(str, (weights, tmp_path / "model", tmp_path / "back", VOCAB, WEIGHTS, together))]
     shown = subprocess.run([sys.executable, "-c", MEASURED, *arguments], check=True, capture_output=True, text=True)
     grown = [int(line) for line in shown.stdout.split()]
     constant = 50e6  # blocks of 1 MiB, and slack
     assert max(grown) < largest + constant < total, grown
+    assert read_checksums(tmp_path / "model-whole") == read_checksums(tmp_path / "model")

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,8 @@ class Layout(StrEnum):
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Released files; with --to release, a model folder.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="Released files; to quantize, or with --to release, a model folder."),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     vocab: Annotated[Path | None, typer.Option(help="The tokenizer (voc_100b.sp); it becomes part of DST.")] = None,
@@ -34,6 +35,9 @@ def convert(
             "where that adds at most 2 % (27,308 to 27,648); --to release undoes the padding."
         ),
     ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8 or int4: store the layers' matrices in fewer bits (bf16 / 2, bf16 / 4).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Convert the released weights, whole or split over ranks, to a model folder, or a model folder back to them.
@@ -41,19 +45,29 @@ def convert(
     Needs the memory of one layer. A conversion that was interrupted goes on with the same command.
 
     Example: yalm convert yalm100b_checkpoint/weights yalm-100b --vocab yalm100b_checkpoint/vocab/voc_100b.sp
+
+    Example: yalm convert yalm-100b yalm-100b-int4 --quantize int4
     """
     from dataclasses import asdict
 
     from yalm.cli.output import print_json
-    from yalm.model.convert import convert_folder, convert_release
+    from yalm.model.convert import convert_folder, convert_release, quantize_folder
+    from yalm.model.folder import CONFIG_FILE
+    from yalm.model.quantize import Quantization
     from yalm.tokens.tokenizer import Tokenizer
 
+    quantization = Quantization.named(quantize) if quantize is not None else None
+    unused = {"--vocab": vocab, "--heads": heads, "--positions": positions, "--layers": layers}
     if to is Layout.RELEASE:
-        unused = {"--vocab": vocab, "--heads": heads, "--positions": positions, "--layers": layers}
-        for option, value in unused.items():
-            if value is not None:
-                raise YalmError(f"{option} has no meaning with --to release; leave it out")
+        _refuse(unused | {"--quantize": quantize}, "with --to release")
         result = convert_folder(source, destination, dtype=dtype, intermediate_size=intermediate)
+    elif (source / CONFIG_FILE).is_file():
+        _refuse(unused | {"--intermediate": intermediate}, f"where {source} is a model folder")
+        if quantization is None:
+            raise YalmError(
+                f"{source}: is a model folder already; give --quantize int8, --quantize int4 or --to release"
+            )
+        result = quantize_folder(source, destination, quantization, dtype=dtype)
     else:
         if vocab is None:
             raise YalmError("a model folder needs its tokenizer; give it with --vocab FILE")
@@ -67,6 +81,7 @@ def convert(
             num_layers=_first_layers(layers),
             dtype=dtype,
             intermediate_size=intermediate,
+            quantization=quantization,
         )
     if as_json:
         print_json({**asdict(result), "folder": str(result.folder)})
@@ -94,10 +109,18 @@ def verify(
         print_json(facts)
         return
     checksums = f"{facts['checksums']} checksums agree" if facts["checksums"] else "no checksums to compare"
+    quantized = f", matrices in {facts['quantization']}" if facts["quantization"] else ""
     typer.echo(
-        f"{folder}: whole. {facts['parameters']:,} parameters in {facts['dtype']}, {facts['shards']} shards of "
-        f"{facts['bytes'] / 1e9:,.2f} GB, {checksums}, a forward pass gives finite numbers"
+        f"{folder}: whole. {facts['parameters']:,} parameters in {facts['dtype']}{quantized}, {facts['shards']} shards "
+        f"of {facts['bytes'] / 1e9:,.2f} GB, {checksums}, a forward pass gives finite numbers"
     )
+
+
+def _refuse(options: dict[str, Any], case: str) -> None:
+    """YalmError if one of these options was given."""
+    for option, value in options.items():
+        if value is not None:
+            raise YalmError(f"{option} has no meaning {case}; leave it out")
 
 
 def _first_layers(text: str | None) -> int | None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: Annotated[Path, typer.Argument(help="Model folder, or released files (with --vocab).")],
     prompt: Annotated[str | None, typer.Option(help="Continue this text; the answer streams.")] = None,
     input: Annotated[Path | None, typer.Option(help="JSON lines, each with `prefix`; needs --output.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines to write: `suffix` for --input, or `text`.")] = None,
@@ -24,7 +24,21 @@ def generate(
     seed: Annotated[int, typer.Option(help="Decides all draws.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts under way at a time.")] = 16,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; a GPU if there is one.")] = "auto",
+    memory: Annotated[
+        str | None, typer.Option(help="Of the device, as 8GiB; layers beyond are read as it runs.")
+    ] = None,
+    host_memory: Annotated[str | None, typer.Option(help="For layers beside a GPU; the rest stay on disk.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="N", help="Divide the model: 4, or tensor=2,pipeline=2.")
+    ] = None,
+    vocab: Annotated[Path | None, typer.Option(help="The tokenizer of released files (voc_100b.sp).")] = None,
+    heads: Annotated[int | None, typer.Option(help="Of released files whose sizes no preset has.")] = None,
+    positions: Annotated[int | None, typer.Option(help="Likewise, the longest sequence.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show where layers would lie and the time of a token.")] = False,
+    hardware: Annotated[
+        str | None, typer.Option(help="With --plan: a device by name instead of this machine; MODEL may be a preset.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default all cores.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")] = False,
 ) -> None:
@@ -33,6 +47,8 @@ def generate(
     Example: yalm generate runs/demo/model --prompt "Сегодня" --temperature 0.8 --top-p 0.9
 
     Example: yalm generate runs/demo/model --input prompts.jsonl --output answers.jsonl
+
+    Example: yalm generate yalm-100b --plan --hardware a100-80gb --devices 4
     """
     from yalm.errors import YalmError
 
@@ -43,9 +59,16 @@ def generate(
     if output is not None and input is None and unconditional is None:
         raise YalmError("--output goes with --input or --unconditional; for one prompt redirect standard output")
 
+    from yalm.cli.placement import launch, parse_devices, show_plan
+
+    tensor, pipeline = parse_devices(devices)
+    if hardware is not None and not plan:
+        raise YalmError("--hardware only changes what --plan shows; add --plan")
+    if not plan:
+        launch(tensor * pipeline)
+
     import torch
 
-    from yalm.inference.language_model import load
     from yalm.inference.sampling import SamplingSettings
 
     settings = SamplingSettings.parse(
@@ -62,16 +85,40 @@ def generate(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    lm = load(model, dtype, device)
-    options = settings.model_dump()
-    if prompt is not None:
-        _answer(lm, prompt, 0, options, json)
-    elif input is not None and output is not None:
-        _complete(lm, input, output, batch_size, f"{_identity(model)} {dtype}", options, json)
-    elif unconditional is not None:
-        _from_nothing(lm, unconditional, output, batch_size, options, json)
-    else:
-        _converse(lm, options, json)
+    texts = 1 if unconditional is None and input is None else batch_size
+    where: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "heads": heads,
+        "positions": positions,
+        "memory": memory,
+        "host_memory": host_memory,
+        "tensor": tensor,
+        "pipeline": pipeline,
+        "texts": texts,
+        "tokens": max_tokens + (_prompt_tokens(prompt) if unconditional is None else 1),
+    }
+    if plan:
+        from yalm.cli.output import print_json
+        from yalm.inference.forecast import forecast
+
+        facts = forecast(model, hardware=hardware, **where)
+        return print_json({"model": str(model), **facts}) if json else show_plan(str(model), facts)
+
+    from yalm.inference.loading import load
+
+    with load(model, vocab=vocab, **where) as lm:
+        options = settings.model_dump()
+        if not lm.leads:
+            lm.follow()
+        elif prompt is not None:
+            _answer(lm, prompt, 0, options, json)
+        elif input is not None and output is not None:
+            _complete(lm, input, output, batch_size, f"{_identity(model)} {dtype}", options, json)
+        elif unconditional is not None:
+            _from_nothing(lm, unconditional, output, batch_size, options, json)
+        else:
+            _converse(lm, options, json)
 
 
 def _answer(lm: "LanguageModel", prompt: str, number: int, options: dict[str, Any], json: bool) -> None:
@@ -200,8 +247,11 @@ def _progress() -> Any:
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True)
 
 
-def _identity(model: Path) -> str:
-    """The model folder as it is now: another, or one written anew, is another model."""
-    from yalm.model.folder import CONFIG_FILE
+def _prompt_tokens(prompt: str | None) -> int:
+    """Room for a prompt: no token is less than a byte; 128 for prompts that are not known yet."""
+    return 1 + len(prompt.encode()) if prompt is not None else 128
 
-    return f"{model.resolve()} {(model / CONFIG_FILE).stat().st_mtime_ns}"
+
+def _identity(model: Path) -> str:
+    """The model as it is now: another, or one written anew, is another model."""
+    return f"{model.resolve()} {max(file.stat().st_mtime_ns for file in model.iterdir())}"

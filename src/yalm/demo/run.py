@@ -22,7 +22,7 @@ from yalm.atomic import write_text
 from yalm.config import apply_override
 from yalm.demo.texts import SOURCES, Source, read_texts, write_jsonl
 from yalm.errors import YalmError
-from yalm.inference.language_model import load
+from yalm.inference.loading import load
 from yalm.model.presets import preset
 from yalm.tokens.build import build_shards
 from yalm.tokens.documents import read_texts as read_documents

@@ -17,20 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yalm.errors import YalmError
-from yalm.model.network import Attention, ModelConfig
+from yalm.model.network import Attention, Yalm
 
 
 class KeyValueCache:
-    """Slots for `rows` texts of up to `capacity` tokens; 2·L·rows·H·capacity numbers.
+    """Slots for `rows` texts of up to `capacity` tokens; 2·L·rows·A·capacity·D numbers for `model`'s layers and heads.
 
     `lengths` holds the tokens of each live row; live rows are the first ones.
     """
 
-    def __init__(
-        self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: str | torch.device
-    ) -> None:
+    def __init__(self, model: Yalm, rows: int, capacity: int, dtype: torch.dtype, device: str | torch.device) -> None:
         # (layer, row, head, slot, D). Zeros, not garbage: a masked slot is multiplied by 0, and 0·NaN is NaN.
-        shape = (config.num_layers, rows, config.num_heads, capacity, config.head_size)
+        shape = (model.local_layers, rows, model.local_heads, capacity, model.config.head_size)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.rows, self.capacity = rows, capacity

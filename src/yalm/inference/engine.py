@@ -30,6 +30,14 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one run may use beside the weights: tokens in the cache, and prompt tokens of one pass."""
+
+    cache_tokens: int | None = None
+    prefill_tokens: int = PREFILL_TOKENS
+
+
+@dataclass(frozen=True)
 class Request:
     """A prompt's ids, and the numbers that its draws depend on besides the seed."""
 
@@ -85,11 +93,17 @@ def check_prompt(prompt_ids: Sequence[int], max_positions: int) -> None:
 
 
 def run(
-    model: Yalm, tokenizer: Tokenizer, requests: Sequence[Request], settings: SamplingSettings, batch_size: int
+    model: Yalm,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    settings: SamplingSettings,
+    batch_size: int,
+    limits: Limits = Limits(),
 ) -> Iterator[Piece]:
     """Continue all requests, at most `batch_size` at a time; their pieces, interleaved, as they are made.
 
-    Prompt and continuation together never exceed the model's positions. YalmError for a prompt that leaves no room.
+    Fewer go at a time where the cache of `limits` holds no more. Prompt and continuation together never exceed the
+    model's positions. YalmError for a prompt that leaves no room, or if the cache cannot hold even one text.
     """
     positions = model.config.max_positions
     for request in requests:
@@ -97,11 +111,18 @@ def run(
     if not requests:
         return
     longest = max(len(request.prompt_ids) for request in requests)
+    capacity = min(positions, longest + settings.max_tokens)
+    rows_that_fit = batch_size if limits.cache_tokens is None else limits.cache_tokens // capacity
+    if not rows_that_fit:
+        raise YalmError(
+            f"a text of {capacity:,} tokens does not fit the cache, whose memory is for {limits.cache_tokens:,}; give "
+            "more memory, a shorter prompt or a smaller max_tokens"
+        )
     table = model.model.embed_tokens.tokens.weight
     cache = KeyValueCache(
-        model.config,
-        rows=min(batch_size, len(requests)),
-        capacity=min(positions, longest + settings.max_tokens),
+        model,
+        rows=min(batch_size, rows_that_fit, len(requests)),
+        capacity=capacity,
         dtype=table.dtype,
         device=table.device,
     )
@@ -113,7 +134,7 @@ def run(
         first = 0  # the rows of this pass: those admitted now, or all
         if waiting and len(rows) < cache.rows:
             first = len(rows)
-            for number, request in _admit(waiting, cache.rows - first):
+            for number, request in _admit(waiting, cache.rows - first, limits.prefill_tokens):
                 limit = min(settings.max_tokens, positions - len(request.prompt_ids))
                 rows.append(_Row(number, request, limit, tokenizer, settings.stop))
                 cache.add_row()
@@ -131,12 +152,12 @@ def run(
                 rows.pop()
 
 
-def _admit(waiting: deque[tuple[int, Request]], places: int) -> Iterator[tuple[int, Request]]:
-    """Take the next requests for one pass: at most `places`, and one or as many as PREFILL_TOKENS allow."""
+def _admit(waiting: deque[tuple[int, Request]], places: int, most: int) -> Iterator[tuple[int, Request]]:
+    """Take the next requests for one pass: at most `places`, and one or as many as have `most` tokens together."""
     tokens = 0
     while waiting and places:
         tokens += len(waiting[0][1].prompt_ids)
-        if tokens > PREFILL_TOKENS and tokens > len(waiting[0][1].prompt_ids):
+        if tokens > most and tokens > len(waiting[0][1].prompt_ids):
             return
         places -= 1
         yield waiting.popleft()

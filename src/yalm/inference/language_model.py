@@ -1,37 +1,37 @@
-"""A model and its tokenizer, ready to use: `yalm.load(folder).generate("…")`.
+"""A model and its tokenizer, ready to use: `yalm.load(folder).generate("…")` (see `loading`).
 
     lm = yalm.load("runs/demo/model")
     lm.generate("Сегодня", max_tokens=20, temperature=0)[0].text
     for piece in lm.stream("Сегодня"): print(piece, end="")
     lm.score(["Сегодня тепло."])[0].logprobs
 
-Sampling options are keyword arguments, those of `SamplingSettings`. `load` packs the weights for fast reading on CPUs
-(see `linear`); a model that is still being trained is used as it is: `LanguageModel(model, tokenizer)`.
+Sampling options are keyword arguments, those of `SamplingSettings`. A model that is still being trained is used as it
+is: `LanguageModel(model, tokenizer)`.
+
+A model may be divided between processes. The first of them is asked; the others are told what was asked, do the same
+in step, and throw the answers away: they `follow()` until the first one is closed.
 """
 
-import logging
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from yalm.errors import YalmError
-from yalm.inference.engine import FinishReason, Request, check_prompt, run
-from yalm.inference.linear import pack
+from yalm.inference.engine import FinishReason, Limits, Piece, Request, check_prompt, run
 from yalm.inference.sampling import SamplingSettings
-from yalm.model.folder import TOKENIZER_FILE, load_folder
 from yalm.model.network import Yalm, causal_attention
 from yalm.model.ops.cross_entropy import linear_cross_entropy
 from yalm.tokens.tokenizer import Tokenizer
 
 # Most tokens of one scoring pass (a longer text goes alone).
 SCORING_TOKENS = 4096
-
-logger = logging.getLogger("yalm")
 
 
 @dataclass(frozen=True)
@@ -63,43 +63,84 @@ class Score:
         return sum(self.logprobs)
 
 
-def load(folder: str | Path, dtype: str = "auto", device: str | torch.device = "cpu") -> "LanguageModel":
-    """Open a model folder: weights converted to `dtype` on `device`, and the tokenizer.
-
-    `dtype`: "fp32", "bf16", "fp16", or "auto", which is fp32 on CPUs and bf16 elsewhere. YalmError for damaged folders,
-    unknown types and absent devices.
-    """
-    where = _device(device)
-    if dtype == "auto":
-        dtype = "fp32" if where.type == "cpu" else "bf16"
-    if dtype in ("bf16", "fp16") and where.type == "cpu" and not _cpu_multiplies(dtype):
-        logger.warning("this CPU has no %s instructions: expect %s to be many times slower than fp32", dtype, dtype)
-    tokenizer = Tokenizer(Path(folder) / TOKENIZER_FILE)
-    return LanguageModel(pack(load_folder(folder, dtype, where)), tokenizer)
-
-
 class LanguageModel:
-    """Generates and scores texts. `model` may be on any device and in any floating type; it is not changed."""
+    """Generates and scores texts. `model` may be on any device and in any floating type; it is not changed.
 
-    def __init__(self, model: Yalm, tokenizer: Tokenizer) -> None:
+    `limits` bound the memory beside the weights. `mesh` holds the processes that `model` is divided between.
+    """
+
+    def __init__(
+        self,
+        model: Yalm,
+        tokenizer: Tokenizer,
+        limits: Limits = Limits(),  # noqa: B008  frozen
+        mesh: DeviceMesh | None = None,
+    ) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise YalmError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the model only {model.config.vocab_size}; "
                 "they do not belong together, give the tokenizer the model was trained with"
             )
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.limits, self.mesh = model, tokenizer, limits, mesh
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the other processes of a divided model, the first letting all go; does nothing for a whole one."""
+        if self.mesh is not None:
+            if self.leads:
+                self._tell(None)
+            dist.destroy_process_group()
+            self.mesh = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one to ask."""
+        return self.mesh is None or dist.get_rank() == 0
+
+    def follow(self) -> None:
+        """In all processes but the first: do what the first one is asked, until it is closed."""
+        while (job := self._tell(None)) is not None:
+            # What a person did wrong is said by the first process.
+            with contextlib.suppress(YalmError):
+                name, arguments = job
+                for _ in getattr(self, name)(*arguments):
+                    pass
+
+    def _tell(self, job: Any) -> Any:
+        """Give all processes what the first one has to do; returns it. Alone, do nothing."""
+        if self.mesh is None:
+            return job
+        jobs = [job]
+        dist.broadcast_object_list(jobs, src=0)
+        return jobs[0]
+
+    def _together(self, name: str, *arguments: Any) -> Iterator[Any]:
+        """What the method `name` yields; every process goes through it to the end, whoever stops listening here."""
+        self._tell((name, arguments))
+        results = getattr(self, name)(*arguments)
+        try:
+            for result in results:  # noqa: UP028  `yield from` would end them with the listener
+                yield result
+        finally:
+            if self.mesh is not None:
+                for _ in results:
+                    pass
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.model.embed_tokens.tokens.weight.device
 
-    @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
         """Logits (batch, seq, vocab) in fp32 for ids (batch, seq) int64. YalmError beyond the model's positions."""
         self._check_length(ids.shape[1])
-        logits: Tensor = self.model(ids.to(self.device))
-        return logits.float()
+        logits: Tensor = next(self._together("_logits", ids))
+        return logits
 
     def generate(
         self, prompts: str | Sequence[str], *, batch_size: int = 16, first_prompt: int = 0, **options: Any
@@ -126,7 +167,7 @@ class LanguageModel:
         ]
         texts: list[list[str]] = [[] for _ in requests]
         tokens: list[list[int]] = [[] for _ in requests]
-        for piece in run(self.model, self.tokenizer, requests, settings, batch_size):
+        for piece in self._together("_run", requests, settings, batch_size):
             texts[piece.request].append(piece.text)
             tokens[piece.request].append(piece.token)
             if piece.finish_reason:
@@ -147,7 +188,7 @@ class LanguageModel:
         if settings.num_samples != 1:
             raise YalmError(f"num_samples = {settings.num_samples}: a stream is one text; use generate for more")
         requests = [Request(self.tokenizer.encode(prompt), first_prompt)]
-        for piece in run(self.model, self.tokenizer, requests, settings, batch_size=1):
+        for piece in self._together("_run", requests, settings, 1):
             if piece.text:
                 yield piece.text
 
@@ -166,11 +207,22 @@ class LanguageModel:
         logprobs = self.score_ids(ids)
         return [Score(*row) for row in zip(texts, map(tuple, ids), map(tuple, logprobs), strict=True)]
 
-    @torch.inference_mode()
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """For each sequence of ids the log-probabilities, in nats, of all but the first."""
         for ids in sequences:
             self._check_length(len(ids) - 1)  # nothing follows the last id, so it needs no position
+        scores: list[list[float]] = next(self._together("_score_ids", sequences))
+        return scores
+
+    def _run(self, requests: Sequence[Request], settings: SamplingSettings, batch_size: int) -> Iterator[Piece]:
+        return run(self.model, self.tokenizer, requests, settings, batch_size, self.limits)
+
+    @torch.inference_mode()
+    def _logits(self, ids: Tensor) -> list[Tensor]:
+        return [self.model(ids.to(self.device)).float()]
+
+    @torch.inference_mode()
+    def _score_ids(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         table, bias = self.model.model.embed_tokens.tokens.weight, self.model.lm_head.bias
         results: list[list[float]] = []
         for group in _passes(sequences):
@@ -185,7 +237,7 @@ class LanguageModel:
             _, losses = linear_cross_entropy(hidden[0], table, bias, targets)
             logprobs = iter((-losses).tolist())
             results += [list(islice(logprobs, count)) for count in counts]
-        return results
+        return [results]
 
     def _check_length(self, length: int) -> None:
         limit = self.model.config.max_positions
@@ -216,20 +268,3 @@ def _passes(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]
         group.append(ids)
     if group:
         yield group
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """The device, tried; YalmError if this machine or this torch has none of that name."""
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise YalmError(f"device {str(device)!r} cannot be used ({str(error).splitlines()[0]}); try cpu") from None
-    return where
-
-
-def _cpu_multiplies(dtype: str) -> bool:
-    """Whether this CPU has instructions for products in "bf16" or "fp16"."""
-    flags = torch.cpu.get_capabilities()
-    names = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fp16")}
-    return any(flags.get(name) for name in names[dtype])

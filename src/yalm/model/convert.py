@@ -1,7 +1,7 @@
 """Conversion between the released layout and our folder, both ways, in the memory of one layer.
 
 File by file: the source's tensors are mapped into memory, cast, and padded or cut on their way to the new file, 1 MiB
-at a time (`shards.write_shard`), while the next source is read through and checked. So memory holds one source file's
+at a time (`shards.write_shard`), while the next source is read through and checked. So memory holds one part's
 mapped pages, which the system may drop, one tensor where ranks split it, and about 0.3 GB for PyTorch. Back to the
 release a layer is held in full, and one of its tensors twice, for PyTorch writes a file's tensors in one go. Reading
 ahead wants room in the system's cache for two layers; with less, sources are read from the disk twice.
@@ -14,6 +14,9 @@ damaged inside a source file are found when their turn comes.
 The feed-forward width may be padded with zeros (27,308 → 27,648, a whole number of tiles and quantization blocks, 8
 ranks wide): hidden units whose inputs and outputs are zero change no output, not even in training, since their
 gradients are zero. They are cut off again only where they still are zero.
+
+Matrices can be quantized on the way, in blocks of rows, from released files or from a folder of ours; each is read
+once for its scales and once for its codes, which stand apart in the file.
 """
 
 import errno
@@ -31,9 +34,10 @@ from torch import Tensor
 
 from yalm.atomic import resumable_folder, write_text
 from yalm.errors import YalmError
-from yalm.model.folder import ModelFolder, config_json, shards, torch_dtype, write_description
+from yalm.model.folder import TOKENIZER_FILE, ModelFolder, config_json, shards, torch_dtype, write_description
 from yalm.model.network import ModelConfig
-from yalm.model.release import Release, check_bytes, release_files, release_path
+from yalm.model.quantize import Quantization, quantize, quantized_part
+from yalm.model.release import Release, release_files, release_path
 from yalm.model.shards import blocks, digest_file, file_sha256, write_checksums, write_shard
 from yalm.progress import byte_progress
 
@@ -96,13 +100,15 @@ def convert_release(
     num_layers: int | None = None,
     dtype: str | None = None,
     intermediate_size: int | None = None,
+    quantization: Quantization | None = None,
 ) -> Result:
     """Convert released files, whole or split over ranks, to a model folder of ours.
 
     `pieces` is how many ids the tokenizer can give; the token table must have a row for each. Heads and positions
     come from the preset of these sizes if they are not given; `num_layers` keeps the first ones only; `dtype` is the
     files' own by default; `intermediate_size` is the feed-forward width to store, by default `padded_width` of the
-    model's. Raises YalmError; nothing is left behind unless finished files are.
+    model's. With `quantization` the matrices are stored in fewer bits. Raises YalmError; nothing is left behind unless
+    finished files are.
     """
     release = Release(weights, num_heads, max_positions, num_layers)
     source = release.config
@@ -113,9 +119,49 @@ def convert_release(
     width = padded_width(source.unpadded_intermediate_size) if intermediate_size is None else intermediate_size
     config = _resized(source, width)
     stored = torch_dtype(dtype) if dtype is not None else release.dtype
+    return _to_folder(release, release.folder, Path(folder), config, stored, tokenizer_file, quantization)
+
+
+def quantize_folder(
+    source: str | Path, folder: str | Path, quantization: Quantization, *, dtype: str | None = None
+) -> Result:
+    """Quantize a model folder of ours; `dtype` is that of what is not quantized, by default as it is. YalmError."""
+    model = ModelFolder(source)
+    if model.quantization is not None:
+        raise YalmError(f"{source}: is quantized already; give the folder it was made from")
+    stored = torch_dtype(dtype) if dtype is not None else model.dtype
+    tokenizer_file = model.path / TOKENIZER_FILE
+    tokenizer = tokenizer_file if tokenizer_file.is_file() else None
+    return _to_folder(model, model.path, Path(folder), model.config, stored, tokenizer, quantization)
+
+
+def _to_folder(
+    source: Release | ModelFolder,
+    where: Path,
+    destination: Path,
+    config: ModelConfig,
+    stored: torch.dtype,
+    tokenizer_file: str | Path | None,
+    quantization: Quantization | None,
+) -> Result:
+    """Make a model folder of the tensors that `source` reads."""
+    width = config.intermediate_size
+
+    def origin(name: str) -> str:
+        """The tensor that one of ours is made of."""
+        part = quantized_part(name) if quantization is not None else None
+        return part[0] if part is not None else name
 
     def read(name: str) -> Tensor:
-        return _fitting(release.read(name), name, width, stored, release.folder)
+        part = quantized_part(name)
+        if quantization is None or part is None:
+            return _fitting(source.read(name), name, width, stored, where)
+        matrix = _fitting(source.read(part[0]), part[0], width, torch.float32, where)
+        columns = width if part[0].endswith("down_proj.weight") else None
+        try:
+            return quantize(matrix, quantization, columns, names=part[1:])[part[1]]
+        except ValueError as error:
+            raise YalmError(f"{where}: {part[0]!r} cannot be quantized ({error}); mend the source") from None
 
     def shard(name: str, layout: Mapping[str, Tensor]) -> _File:
         size = sum(spec.nbytes for spec in layout.values())
@@ -123,13 +169,19 @@ def convert_release(
         def make(path: Path, advance: Callable[[int], None]) -> str:
             return write_shard(path, layout, read, advance)
 
-        return _File(name, size, release.files(list(layout)), make, check_bytes)
+        origins = [origin(tensor) for tensor in layout]
+
+        def check(path: Path) -> None:
+            if isinstance(source, Release):
+                source.check_bytes(path, origins)
+
+        return _File(name, size, source.files(origins), make, check)
 
     def finish(partial: Path, checksums: dict[str, str]) -> None:
-        write_description(partial, config, stored, checksums, tokenizer_file)
+        write_description(partial, config, stored, checksums, tokenizer_file, quantization)
 
-    files = [shard(name, layout) for name, layout in shards(config, stored).items()]
-    return _make_all(Path(folder), files, config_json(config, stored), finish)
+    files = [shard(name, layout) for name, layout in shards(config, stored, quantization).items()]
+    return _make_all(destination, files, config_json(config, stored, quantization), finish)
 
 
 def convert_folder(
@@ -140,6 +192,10 @@ def convert_folder(
     The feed-forward width is the one before padding, unless `intermediate_size` says otherwise. Raises YalmError.
     """
     source = ModelFolder(folder)
+    if source.quantization is not None:
+        raise YalmError(
+            f"{folder}: is quantized, and the released layout is not; convert the folder that it was made from"
+        )
     width = source.config.unpadded_intermediate_size if intermediate_size is None else intermediate_size
     config = _resized(source.config, width)
     stored = torch_dtype(dtype) if dtype is not None else source.dtype
@@ -157,8 +213,8 @@ def convert_folder(
                 torch.save(tensors, cast(IO[bytes], file))  # it only writes and flushes
             return file.hexdigest()
 
-        sources = sorted({source.path / source.places[ours] for ours in names})
-        return _File(release_path(Path(), number).name, sum(layout[name].nbytes for name in names), sources, make)
+        size = sum(layout[name].nbytes for name in names)
+        return _File(release_path(Path(), number).name, size, source.files(names), make)
 
     files = [released(number, names) for number, names in release_files(config.num_layers).items()]
     return _make_all(Path(weights), files, config_json(config, stored), write_checksums)

@@ -7,11 +7,14 @@ One shard per part (embedding, each layer, output), so that a layer can be fetch
 folder appears whole or not at all. Nothing in it is code, nothing is unpickled, and every tensor's name and shape is
 checked against `config.json` before it is used. The tied output table is stored once, as the embedding's. Checksums
 are of the bytes as they were handed to the disk; `yalm verify` compares them, ordinary loading does not.
+
+A quantized folder says so in `config.json`, and holds the tensors of `QuantizedLinear` in place of each matrix; all
+others are of one type, as everywhere. It is made by `yalm convert --quantize`.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ from torch import Tensor
 from yalm.atomic import atomic_folder
 from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm, build, parts
-from yalm.model.shards import DTYPES, HEADER_DTYPES, file_sha256, write_checksums, write_shard
+from yalm.model.quantize import Quantization, quantize_modules, quantized_part
+from yalm.model.shards import DTYPES, HEADER_DTYPES, Span, file_sha256, read_spans, write_checksums, write_shard
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -42,6 +46,7 @@ CONFIG_NAMES = {
 }
 # Also in config.json, under our own name; folders of other tools may lack it.
 PADDING = "intermediate_padding"
+QUANTIZATION = "quantization_config"
 
 
 def save_folder(
@@ -74,15 +79,16 @@ def write_description(
     dtype: torch.dtype,
     checksums: Mapping[str, str],
     tokenizer_file: str | Path | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
     """Write all but the shards, whose SHA-256 (hex) the caller has, into a folder that holds them."""
-    layout = shards(config, dtype)
+    layout = shards(config, dtype, quantization)
     index = {
         "metadata": {"total_size": sum(spec.nbytes for specs in layout.values() for spec in specs.values())},
         "weight_map": {name: shard for shard, specs in layout.items() for name in specs},
     }
     _write_json(folder / INDEX_FILE, index)
-    _write_json(folder / CONFIG_FILE, config_json(config, dtype))
+    _write_json(folder / CONFIG_FILE, config_json(config, dtype, quantization))
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
     names = [INDEX_FILE, CONFIG_FILE, "generation_config.json"]
     if tokenizer_file is not None:
@@ -91,10 +97,10 @@ def write_description(
     write_checksums(folder, {**checksums, **{name: file_sha256(folder / name) for name in names}})
 
 
-def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+def config_json(config: ModelConfig, dtype: torch.dtype, quantization: Quantization | None = None) -> dict[str, Any]:
     """The content of config.json."""
     values = config.model_dump()
-    return {
+    content = {
         "architectures": ["YalmForCausalLM"],
         "model_type": "yalm",
         **{theirs: values[ours] for ours, theirs in CONFIG_NAMES.items()},
@@ -107,6 +113,7 @@ def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "eos_token_id": 2,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    return content if quantization is None else content | {QUANTIZATION: quantization.model_dump()}
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -122,31 +129,56 @@ def read_config(folder: str | Path) -> ModelConfig:
     return ModelConfig.parse(sizes | {PADDING: values.get(PADDING, 0)}, source=str(path))
 
 
+def read_quantization(folder: str | Path) -> Quantization | None:
+    """How the matrices in `folder` are quantized, if they are; YalmError if not by yalm."""
+    path = Path(folder) / CONFIG_FILE
+    values = _read_json(path).get(QUANTIZATION)
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise YalmError(f"{path}: {QUANTIZATION} is no JSON object; the file is damaged, copy it again")
+    return Quantization.parse(values, source=f"{path}: {QUANTIZATION}")
+
+
 class ModelFolder:
     """The weights in a model folder, read tensor by tensor.
 
     Opening reads `config.json`, the index and the shards' headers, and raises YalmError for what is missing or
     damaged, and for tensors that are missing, unknown, or of another shape than `config.json` makes them.
 
-    Attributes: `path`, `config`, `dtype` of all tensors, `places` (tensor name to shard).
+    Attributes: `path`, `config`, `quantization` (None if there is none), `dtype` of all tensors but those that
+    quantization made, `places` (tensor name to shard).
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder)
-        self.config = read_config(folder)
+        self.config, self.quantization = read_config(folder), read_quantization(folder)
         weight_map = _read_json(self.path / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict):
             raise YalmError(f"{self.path / INDEX_FILE}: has no weight_map; the file is damaged, copy it again")
         self.places: dict[str, str] = weight_map
-        expected = {name: spec for specs in shards(self.config).values() for name, spec in specs.items()}
+        layout = shards(self.config, quantization=self.quantization)
+        expected = {name: spec for specs in layout.values() for name, spec in specs.items()}
         differences = {"missing": set(expected) - set(weight_map), "unknown": set(weight_map) - set(expected)}
         for problem, names in differences.items():
             if names:
                 raise YalmError(f"{folder}: tensor {min(names)!r} is {problem}; config.json and the weights do not fit")
-        dtypes = {self._check(name, spec) for name, spec in expected.items()}
+        found = {name: self._check(name, spec) for name, spec in expected.items()}
+        for name in [name for name in found if self.quantization is not None and quantized_part(name)]:
+            stored, right = found.pop(name), HEADER_DTYPES[expected[name].dtype]
+            if stored != right:
+                raise YalmError(
+                    f"{self.path / self.places[name]}: tensor {name!r} is of {stored}, {QUANTIZATION} in config.json "
+                    f"makes it {right}; the two do not fit"
+                )
+        dtypes = set(found.values())
         if len(dtypes) > 1 or not dtypes <= {HEADER_DTYPES[dtype] for dtype in DTYPES.values()}:
             raise YalmError(f"{folder}: tensors of {', '.join(sorted(dtypes))}; expected one of {', '.join(DTYPES)}")
         self.dtype = next(dtype for dtype, name in HEADER_DTYPES.items() if name in dtypes)
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """The shards that hold these tensors."""
+        return sorted({self.path / self.places[name] for name in names})
 
     def read(self, name: str) -> Tensor:
         """A tensor of the model by its name, on the CPU, as it is stored. KeyError if there is none."""
@@ -157,6 +189,10 @@ class ModelFolder:
                 return tensor
         except (OSError, SafetensorError) as error:
             raise YalmError(f"{shard}: cannot be read ({error}); copy the file again") from None
+
+    def span(self, name: str) -> Span | None:
+        """Where that tensor lies on the disk. KeyError if there is none."""
+        return read_spans(self.path / self.places[name])[name]
 
     def _check(self, name: str, spec: Tensor) -> str:
         """Hold a tensor's entry in its shard's header against `spec`; returns the type written there."""
@@ -180,17 +216,23 @@ class ModelFolder:
 def load_folder(folder: str | Path, dtype: str = "fp32", device: str | torch.device = "cpu") -> Yalm:
     """The model in `folder`, in memory on `device`, converted to `dtype` ("fp32", "bf16", "fp16").
 
+    What is quantized stays so; `dtype` is that of all else, and of the activations.
     Raises YalmError for missing or damaged files, tensors that are missing, unknown or of a wrong shape.
     """
     source = ModelFolder(folder)
-    model = build(source.config, device, torch_dtype(dtype))
+    model = _build(source.config, torch_dtype(dtype), source.quantization)
+    model.to_empty(device=device)
+    model.tie_weights()
     _fill(source, dict(model.state_dict()))
     return model
 
 
 def load_weights(folder: Path, state: dict[str, Tensor]) -> None:
     """Copy the tensors of `folder` into those of `state`, in place; the model must be of the same sizes."""
-    _fill(ModelFolder(folder), state)
+    source = ModelFolder(folder)
+    if source.quantization is not None:
+        raise YalmError(f"{folder}: is quantized and cannot be trained; give the folder it was made from")
+    _fill(source, state)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -200,17 +242,24 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def shards(config: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, Tensor]]:
+def shards(
+    config: ModelConfig, dtype: torch.dtype = torch.float32, quantization: Quantization | None = None
+) -> dict[str, dict[str, Tensor]]:
     """File name to its tensors on "meta", by name: one file for each part, the output's bias with the output."""
-    model = build(config, "meta", dtype)
+    model = _build(config, dtype, quantization)
     groups = [
-        {f"{prefix}.{name}": tensor.detach() for name, tensor in module.named_parameters()}
-        for prefix, module in parts(model)
+        {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()} for prefix, module in parts(model)
     ]
     groups[-1]["lm_head.bias"] = model.lm_head.bias.detach()
     return {
         f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)
     }
+
+
+def _build(config: ModelConfig, dtype: torch.dtype, quantization: Quantization | None) -> Yalm:
+    """The network on "meta", as it is stored."""
+    model = build(config, "meta", dtype)
+    return model if quantization is None else quantize_modules(model, quantization)
 
 
 def _fill(source: ModelFolder, state: Mapping[str, Tensor]) -> None:

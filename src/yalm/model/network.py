@@ -227,6 +227,8 @@ class Yalm(nn.Module):
         self.config = config
         self.model = Body(config)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
+        # How many layers this instance runs and with how many heads; parallelism leaves the others to other ranks.
+        self.local_layers, self.local_heads = config.num_layers, config.num_heads
         self.tie_weights()
 
     def tie_weights(self) -> None:

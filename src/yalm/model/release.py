@@ -1,19 +1,24 @@
-"""The layout in which YaLM 100B was released, whole or split over ranks, and its translation to our names.
+"""The layouts in which YaLM 100B and its kin are saved, and their translation to our names.
 
-One pickle per part, `layer_NN-model_MM-model_states.pt`: 00 the token table, 01 the LayerNorm after it, 03 … L+2 the
-layers, L+4 the output; 02 and L+3 do not exist. The release has MM = 00 alone. Megatron and GPT-NeoX save one file per
-tensor-parallel rank: matrices whose output is split hold runs of rows (and of their bias), those whose input is split
-hold runs of columns, all else is the same on every rank. The feed-forward width is then padded with zeros to a
-multiple of the ranks.
+The release has one pickle per part, `layer_NN-model_MM-model_states.pt`: 00 the token table, 01 the LayerNorm after
+it, 03 … L+2 the layers, L+4 the output; 02 and L+3 do not exist. Its MM is 00 alone. Megatron and GPT-NeoX save one
+file per tensor-parallel rank: matrices whose output is split hold runs of rows (and of their bias), those whose input
+is split hold runs of columns, all else is the same on every rank. The feed-forward width is then padded with zeros to
+a multiple of the ranks.
 
-Files from outside are untrusted: only tensors are unpickled, never code, and every name, shape and type is checked
-before one is used. Files are memory-mapped, one at a time. The number of heads cannot be told from the shapes: it
-comes from the caller, or from the preset that has these sizes.
+Training may also save all parts in one file per rank: DeepSpeed's `mp_rank_MM_model_states.pt`, the weights under
+"module", and Megatron-LM's `mp_rank_MM/model_optim_rng.pt`, under "model", in nested or flat dicts. There a prefix
+says the part (`PREFIXES`), and the names behind it are those of the release: that is what makes a file one of this
+architecture. Rows of query_key_value are head by head, q, k, v, as the code that made YaLM has always saved them; a
+file that names an older version of Megatron's format is refused. Settings, optimizer and random states are not read.
+
+Files from outside are untrusted: see `pickles`; every name, shape and type is checked before one is used. Tensors are
+memory-mapped. The number of heads cannot be told from the shapes: it comes from the caller, or from the preset that
+has these sizes.
 """
 
-import pickle
 import re
-import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,8 +26,9 @@ from torch import Tensor
 
 from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm, build
+from yalm.model.pickles import Stored, check_bytes, check_whole, load_contents, locate, map_bytes
 from yalm.model.presets import PRESETS
-from yalm.model.shards import BLOCK_BYTES, DTYPES
+from yalm.model.shards import DTYPES, Span
 
 # Ours on the left. The activated branch of the GeGLU is the released `dense_ffn_hidden`; `dense_ffn_gate` is linear.
 EMBEDDING_NAMES = {"model.embed_tokens.tokens.weight": "word_embeddings.weight"}
@@ -53,7 +59,21 @@ SPLIT_DIMS = (
     | {f"{module}.{kind}": 0 for module in SPLIT_ROWS for kind in ("weight", "bias")}
     | {f"{module}.weight": 1 for module in SPLIT_COLUMNS}
 )
-FILE_NAME = re.compile(r"layer_(\d{2,})-model_(\d{2,})-model_states\.pt")
+LAYER_FILE = re.compile(r"layer_(\d{2,})-model_(\d{2,})-model_states\.pt")
+# Where one file a rank holds all parts: what stands after the rank in its name; under which key the weights are in it;
+# what stands before a tensor's name in its part, in DeepSpeed's pipelines, GPT-NeoX and Megatron; and the least version
+# of the format, if the file names one, in which the rows of query_key_value are head by head.
+RANK_SUFFIXES = ("_model_states.pt", "/model_optim_rng.pt")
+WEIGHT_KEYS = ("module", "model")
+PREFIXES = re.compile(
+    r"(?:module\.)*"
+    r"(?:(?:sequential\.)?(?P<number>\d{1,4})|tied_modules\.\w+"
+    r"|(?:language_model\.)?(?:embedding|(?P<norm>projector)|(?P<output>output_layer)"
+    r"|(?:transformer|encoder)\.layers\.(?P<layer>\d{1,4})))\."
+    r"(?P<name>.+)"
+)
+LEAST_VERSION = 2
+NESTING = 8
 
 
 def layer_names(layer: int) -> dict[str, str]:
@@ -84,11 +104,13 @@ class Release:
 
     Opening reads the files' tables of contents, not their tensors, and raises YalmError for files that are missing,
     unreadable or untrusted, for tensors that are missing, unknown or of a wrong shape or type, and for heads that do
-    not fit. `num_layers` cuts the model after its first layers; files of the others need not be there.
+    not fit. `num_layers` cuts the model after its first layers; layer files of the others need not be there.
 
     Attributes: `config`, the sizes as the files hold them (with `intermediate_padding` where the preset says
     how much of the width is padding for the ranks); `dtype` of all tensors; `ranks`.
     """
+
+    quantization: None = None
 
     def __init__(
         self,
@@ -98,16 +120,24 @@ class Release:
         num_layers: int | None = None,
     ) -> None:
         self.folder = Path(folder)
-        found = [FILE_NAME.fullmatch(file.name) for file in sorted(self.folder.glob("layer_*"))]
-        keys = {(int(match[1]), int(match[2])) for match in found if match}
-        last = max((number for number, _ in keys), default=0)
+        found = layer_files(self.folder)
+        self._rank_files = [] if found else rank_files(self.folder)
+        # By part and rank, what the file holds of the part.
+        self._tables: dict[tuple[int, int], dict[str, Stored]] = {}
+        if self._rank_files:
+            check_whole(self._rank_files)
+            for rank, path in enumerate(self._rank_files):
+                self._tables |= {(number, rank): table for number, table in read_rank_file(path).items()}
+            found = set(self._tables)
+        last = max((number for number, _ in found), default=0)
         if last < 4:
             raise YalmError(
-                f"{self.folder}: no released weights here; expected files layer_00-model_00-model_states.pt and on"
+                f"{self.folder}: no released weights here; expected files layer_00-model_00-model_states.pt and on, "
+                "mp_rank_00_model_states.pt or mp_rank_00/model_optim_rng.pt"
             )
-        if (last - 1, 0) in keys:  # the number before the output's is never used, so the output itself is missing
+        if (last - 1, 0) in found:  # the number before the output's is never used, so the output itself is missing
             last += 2
-        self.ranks = 1 + max(rank for _, rank in keys)
+        self.ranks = len(self._rank_files) or 1 + max(rank for _, rank in found)
         available = last - 4
         if num_layers is not None and not 0 < num_layers <= available:
             raise YalmError(
@@ -116,27 +146,23 @@ class Release:
         layers = num_layers or available
         files = release_files(layers)
         files[last] = files.pop(layers + 4)
-        # Our name to file number and released name.
+        # Our name to part and released name.
         self._places = {ours: (number, theirs) for number, names in files.items() for ours, theirs in names.items()}
-        self._opened: tuple[int, list[dict[str, Tensor]]] = (-1, [])
-        missing = [
-            release_path(self.folder, number, rank).name
-            for number in self.numbers()
-            for rank in range(self.ranks)
-            if (number, rank) not in keys
-        ]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise YalmError(f"{self.folder}: {missing[0]} is missing{more}; download again what is missing")
-        self.dtype, self.config = self._check(layers, num_heads, max_positions)
-
-    def numbers(self, names: list[str] | None = None) -> list[int]:
-        """Numbers of the files that hold these tensors (all by default), ascending."""
-        return sorted({self._places[name][0] for name in (names or self._places)})
+        self._checked: dict[Path, set[int]] = {}
+        self._maps: dict[tuple[int, int], tuple[Tensor, int]] = {}
+        if not self._rank_files:
+            keys = [(number, rank) for number in self._numbers() for rank in range(self.ranks)]
+            _refuse_missing(self.folder, [release_path(Path(), *key).name for key in keys if key not in found])
+            check_whole(release_path(self.folder, *key) for key in keys)
+            for key in keys:
+                path = release_path(self.folder, *key)
+                self._tables[key] = locate(path, _plain(path, load_contents(path)))
+        self.dtype, self.config = self._check(layers, available, num_heads, max_positions)
 
     def files(self, names: list[str] | None = None) -> list[Path]:
         """The files that hold these tensors (all by default), every rank's."""
-        return [release_path(self.folder, number, rank) for number in self.numbers(names) for rank in range(self.ranks)]
+        paths = [self._path(number, rank) for number in self._numbers(names) for rank in range(self.ranks)]
+        return list(dict.fromkeys(paths))
 
     def read(self, name: str) -> Tensor:
         """A tensor by our name, joined if ranks split it, else memory-mapped; valid as long as it is held.
@@ -144,25 +170,58 @@ class Release:
         YalmError if ranks that should hold the same tensor differ.
         """
         number, theirs = self._places[name]
-        pieces = [contents[theirs] for contents in self._open(number)]
+        pieces = [stored.within(*self._map(number, rank)) for rank, stored in enumerate(self._stored(name))]
         if theirs in SPLIT_DIMS:
             return torch.cat(pieces, SPLIT_DIMS[theirs]) if len(pieces) > 1 else pieces[0]
-        for rank, piece in enumerate(pieces):
+        for stored, piece in zip(self._stored(name), pieces, strict=True):
             if not torch.equal(piece, pieces[0]):
                 raise YalmError(
-                    f"{release_path(self.folder, number, rank)}: {theirs!r} differs from rank 0's, but every rank "
-                    "should hold the same; the files are of different saves"
+                    f"{stored.path}: {theirs!r} differs from rank 0's, but every rank should hold the same; "
+                    "the files are of different saves"
                 )
         return pieces[0]
 
-    def _open(self, number: int) -> list[dict[str, Tensor]]:
-        """The contents of a file of every rank; only the last one asked for stays mapped."""
-        if self._opened[0] != number:
-            paths = [release_path(self.folder, number, rank) for rank in range(self.ranks)]
-            self._opened = (number, [read_release_file(path) for path in paths])
-        return self._opened[1]
+    def span(self, name: str) -> Span | None:
+        """Where that tensor lies on the disk; None with several ranks, or if its numbers do not follow each other."""
+        return self._stored(name)[0].span if self.ranks == 1 else None
 
-    def _check(self, layers: int, num_heads: int | None, max_positions: int | None) -> tuple[torch.dtype, ModelConfig]:
+    def check_bytes(self, path: Path, names: list[str]) -> None:
+        """Read these tensors' part of one of `files` through against its checksums; YalmError if a byte is wrong.
+
+        What tensors share, one buffer of all parts at worst, is read for the first of them only.
+        """
+        places = {stored.storage for name in names for stored in self._stored(name) if stored.path == path}
+        checked = self._checked.setdefault(path, set())
+        check_bytes(path, places - checked)
+        checked |= places
+
+    def _numbers(self, names: list[str] | None = None) -> list[int]:
+        """Numbers of the parts that hold these tensors (all by default), ascending."""
+        return sorted({self._places[name][0] for name in (names or self._places)})
+
+    def _stored(self, name: str) -> list[Stored]:
+        """A tensor by our name, as each rank holds it."""
+        number, theirs = self._places[name]
+        return [self._tables[number, rank][theirs] for rank in range(self.ranks)]
+
+    def _path(self, number: int, rank: int) -> Path:
+        """The file that holds this part of that rank."""
+        return self._rank_files[rank] if self._rank_files else release_path(self.folder, number, rank)
+
+    def _map(self, number: int, rank: int) -> tuple[Tensor, int]:
+        """The bytes of the file that hold a part, and where they begin; only the last part asked for stays mapped."""
+        if (number, rank) not in self._maps:
+            if len(self._maps) >= self.ranks:
+                self._maps.clear()
+            table = self._tables[number, rank].values()
+            begin = min(stored.start for stored in table)
+            mapped = map_bytes(self._path(number, rank), begin, max(stored.stop for stored in table))
+            self._maps[number, rank] = (mapped, begin)
+        return self._maps[number, rank]
+
+    def _check(
+        self, layers: int, available: int, num_heads: int | None, max_positions: int | None
+    ) -> tuple[torch.dtype, ModelConfig]:
         """Infer the sizes, then hold every tensor of every file against them."""
         sizes = {
             name: self._shape(f"model.{name}.weight")
@@ -171,36 +230,42 @@ class Release:
         (vocab, embedding), (hidden, _), (intermediate, _) = sizes.values()
         config = self._config(vocab, embedding, hidden, layers, intermediate, num_heads, max_positions)
         expected = build(config, "meta").state_dict()
-        dtype = self._open(0)[0]["word_embeddings.weight"].dtype
+        dtype = self._tables[0, 0]["word_embeddings.weight"].tensor.dtype
         if dtype not in DTYPES.values():
             raise YalmError(f"{self.files()[0]}: tensors of {dtype} are no weights; expected {', '.join(DTYPES)}")
-        for number in self.numbers():
+        for number, rank in sorted(
+            set(self._tables) - {(n, r) for n in release_files(available) for r in range(self.ranks)}
+        ):
+            name = min(self._tables[number, rank])
+            raise YalmError(f"{self._path(number, rank)}: tensor {name!r} of part {number} is unknown")
+        for number in self._numbers():
             names = {theirs: ours for ours, (place, theirs) in self._places.items() if place == number}
-            for rank, tensors in enumerate(self._open(number)):
-                path = release_path(self.folder, number, rank)
+            for rank in range(self.ranks):
+                path, tensors = self._path(number, rank), self._tables.get((number, rank), {})
+                part = f" of part {number}" if self._rank_files else ""
                 for problem, odd in (("missing", set(names) - set(tensors)), ("unknown", set(tensors) - set(names))):
                     if odd:
-                        raise YalmError(f"{path}: tensor {min(odd)!r} is {problem}; download the file again")
+                        raise YalmError(f"{path}: tensor {min(odd)!r}{part} is {problem}; download the file again")
                 for theirs, ours in names.items():
                     shape = list(expected[ours].shape)
                     if theirs in SPLIT_DIMS:
                         shape[SPLIT_DIMS[theirs]] //= self.ranks
-                    found = tensors[theirs]
+                    found = tensors[theirs].tensor
                     if list(found.shape) != shape or found.dtype != dtype:
                         raise YalmError(
-                            f"{path}: tensor {theirs!r} is {found.dtype} {tuple(found.shape)}, which does not fit "
-                            f"the other files: expected {dtype} {tuple(shape)}; download the file again"
+                            f"{path}: tensor {theirs!r}{part} is {found.dtype} {tuple(found.shape)}, which does not "
+                            f"fit the other tensors: expected {dtype} {tuple(shape)}; download the file again"
                         )
         return dtype, config
 
     def _shape(self, name: str) -> tuple[int, int]:
         """The shape of a matrix, all ranks together."""
         number, theirs = self._places[name]
-        tensor = self._open(number)[0].get(theirs)
-        if tensor is None or tensor.dim() != 2:
-            what = "is missing" if tensor is None else "is no matrix"
-            raise YalmError(f"{release_path(self.folder, number)}: tensor {theirs!r} {what}; download the file again")
-        rows, columns = tensor.shape
+        stored = self._tables.get((number, 0), {}).get(theirs)
+        if stored is None or stored.tensor.dim() != 2:
+            what = "is missing" if stored is None else "is no matrix"
+            raise YalmError(f"{self._path(number, 0)}: tensor {theirs!r} {what}; download the file again")
+        rows, columns = stored.tensor.shape
         dim = SPLIT_DIMS[theirs]
         return (rows * self.ranks, columns) if dim == 0 else (rows, columns * self.ranks)
 
@@ -259,42 +324,76 @@ def load_release(
     return model
 
 
-def read_release_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one released file, memory-mapped; anything but a dict of tensors is refused."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise YalmError(f"{path}: the file is missing; download it again") from None
-    except pickle.UnpicklingError:
-        raise YalmError(f"{path}: holds more than tensors, perhaps code, and is refused; do not load it") from None
-    except Exception:  # of many types, with advice that would not help here
-        what = "is cut off or damaged" if _begins_as_archive(path) else "is no weights file of PyTorch 1.6 or later"
-        raise YalmError(f"{path}: {what}; download the file again") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise YalmError(f"{path}: expected a plain dict of tensors; this is not a released layer file")
-    return {name: tensor.detach() for name, tensor in content.items()}
+def layer_files(folder: Path) -> set[tuple[int, int]]:
+    """Number and rank of each file of a part in `folder`."""
+    found = [LAYER_FILE.fullmatch(file.name) for file in folder.glob("layer_*")]
+    return {(int(match[1]), int(match[2])) for match in found if match}
 
 
-def _begins_as_archive(path: Path) -> bool:
-    """Whether a file has the first bytes of a zip archive, which `torch.save` writes."""
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
+def rank_files(folder: Path) -> list[Path]:
+    """Each rank's file of all parts in `folder`, empty if there are none; YalmError if some are missing."""
+    for suffix in RANK_SUFFIXES:
+        names = [file.relative_to(folder).as_posix() for file in folder.glob(f"mp_rank_*{suffix}")]
+        found = [int(match[1]) for name in names if (match := re.fullmatch(rf"mp_rank_(\d{{2,4}}){suffix}", name))]
+        if found:
+            names = [f"mp_rank_{rank:02d}{suffix}" for rank in range(max(found) + 1)]
+            _refuse_missing(folder, [name for rank, name in enumerate(names) if rank not in found])
+            return [folder / name for name in names]
+    return []
 
 
-def check_bytes(path: Path) -> None:
-    """Read a released file through and compare its own checksums (CRC-32 of every tensor); YalmError if one differs.
+def read_rank_file(path: Path) -> dict[int, dict[str, Stored]]:
+    """The tensors of a file of all parts, by part number and released name.
 
-    A download that lost bytes in the middle has the right size and shapes and shows nowhere else. Reading front to
-    back also leaves the file in the system's cache, twice as fast as faulting its pages in through the map.
+    YalmError if the weights are not where they should be, a name tells no part, or the format is too old.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
-                with archive.open(record) as stream:
-                    while stream.read(BLOCK_BYTES):
-                        pass
-    except (OSError, zipfile.BadZipFile) as error:
-        raise YalmError(f"{path}: is damaged ({error}); download the file again") from None
+    contents = load_contents(path)
+    contents = contents if isinstance(contents, dict) else {}
+    version = contents.get("checkpoint_version", LEAST_VERSION)
+    if not isinstance(version, int | float) or version < LEAST_VERSION:
+        raise YalmError(
+            f"{path}: checkpoint_version is {version!r}, whose query_key_value has its rows in another order; "
+            f"have it saved again with version {LEAST_VERSION} or later"
+        )
+    weights = [contents[key] for key in WEIGHT_KEYS if isinstance(contents.get(key), dict) and contents[key]]
+    if not weights:
+        raise YalmError(
+            f"{path}: holds no weights under 'module' or 'model'; if layer_* files hold them, give their folder"
+        )
+    places = locate(path, dict(_flat(weights[0])))
+    matches = {name: PREFIXES.fullmatch(name) for name in places}
+    output = 5 + max((int(match["layer"]) for match in matches.values() if match and match["layer"]), default=0)
+    parts: dict[int, dict[str, Stored]] = {}
+    for name, match in matches.items():
+        if match is None:
+            raise YalmError(f"{path}: tensor {name!r} is unknown; expected the names of YaLM's own code")
+        number = int(match["number"] or 0)
+        number += 3 + int(match["layer"]) if match["layer"] else output if match["output"] else bool(match["norm"])
+        table = parts.setdefault(number, {})
+        if match["name"] in table:
+            raise YalmError(f"{path}: tensor {name!r} is there twice, under another prefix too")
+        table[match["name"]] = places[name]
+    return parts
+
+
+def _flat(values: Mapping[str, object], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Nested dicts as one, names joined by dots."""
+    for key, value in values.items():
+        if isinstance(value, dict) and depth < NESTING:
+            yield from _flat(value, f"{prefix}{key}.", depth + 1)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(path: Path, contents: object) -> dict[str, object]:
+    """The contents of a layer's file, which are a dict; YalmError if they are not."""
+    if not isinstance(contents, dict) or not all(isinstance(name, str) for name in contents):
+        raise YalmError(f"{path}: expected a plain dict of tensors; this is not a released layer file")
+    return contents
+
+
+def _refuse_missing(folder: Path, names: list[str]) -> None:
+    """YalmError that names the first missing file and counts the others, if any are missing."""
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise YalmError(f"{folder}: {names[0]} is missing{more}; download again what is missing")

@@ -1,4 +1,4 @@
-"""Writing tensors to a safetensors file block by block, hashing as they go.
+"""Writing tensors to a safetensors file block by block, hashing as they go; and where in it each tensor lies.
 
 A safetensors file is a JSON header (its length in the first 8 bytes, little-endian) and the tensors' bytes one after
 the other, so it can be written front to back without a second copy of anything. Tensors come from a function, one at
@@ -10,8 +10,10 @@ the kernel does page by page.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,23 @@ HEADER_DTYPES = {
     torch.int32: "I32",
     torch.float32: "F32",
 }
+# The longest that safetensors itself reads, in bytes.
+HEADER_LIMIT = 100_000_000
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor lies on the disk: `offset` bytes into the file `path`, row-major and without gaps."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class DigestFile:
@@ -122,6 +141,34 @@ def write_shard(
             for block in blocks(read(name), layout[name].shape, layout[name].dtype):
                 file.write(block.flatten().view(torch.uint8).numpy())
     return file.hexdigest()
+
+
+def read_spans(path: Path) -> dict[str, Span]:
+    """Where each tensor of a safetensors file lies, from its header; YalmError if that is damaged or says too much.
+
+    Format: the header's length (8 bytes, little-endian), the header (JSON), and then the bytes it tells offsets in.
+    """
+    dtypes = {name: dtype for dtype, name in HEADER_DTYPES.items()}
+    try:
+        with open(path, "rb") as stream:
+            size = path.stat().st_size
+            start = 8 + int.from_bytes(stream.read(8), "little")
+            if not 8 < start <= min(size, HEADER_LIMIT):
+                raise ValueError("its header has a wrong length")
+            header = json.loads(stream.read(start - 8))
+            spans = {}
+            for name, entry in header.items():
+                if name == "__metadata__":
+                    continue
+                shape, (first, last) = entry["shape"], entry["data_offsets"]
+                if any(type(number) is not int or number < 0 for number in (*shape, first, last)):
+                    raise ValueError(f"sizes of {name!r} are no whole numbers")
+                spans[name] = Span(path, start + first, dtypes[entry["dtype"]], tuple(shape))
+                if first + spans[name].nbytes != last or start + last > size:
+                    raise ValueError(f"the bytes of {name!r} are not in the file")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise YalmError(f"{path}: cannot be read ({error}); copy the file again") from None
+    return spans
 
 
 def file_sha256(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:

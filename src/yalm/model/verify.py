@@ -18,6 +18,7 @@ from yalm.errors import YalmError
 from yalm.model.costs import parameters
 from yalm.model.folder import ModelFolder
 from yalm.model.network import Rotary, build, causal_attention, parts
+from yalm.model.quantize import quantize_modules
 from yalm.model.shards import CHECKSUM_FILE, file_sha256, read_checksums
 from yalm.progress import byte_progress
 
@@ -51,6 +52,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
         "folder": str(folder),
         "parameters": parameters(source.config)["total"],
         "dtype": str(source.dtype).removeprefix("torch."),
+        "quantization": source.quantization.name if source.quantization is not None else None,
         "shards": len(shards),
         "bytes": sum(sizes.values()),
         "checksums": len(checksums),
@@ -66,9 +68,11 @@ def streamed_logits(source: ModelFolder, ids: Tensor, done: Callable[[str], obje
     `done` hears each shard's name after its use. YalmError names the shard after which a number was not finite.
     """
     model = build(source.config, "meta", source.dtype)
+    if source.quantization is not None:
+        quantize_modules(model, source.quantization)
     x, rotary = ids, Rotary(torch.arange(ids.shape[1]), source.config, source.dtype)
     for prefix, module in parts(model):
-        names = [name for name, _ in module.named_parameters()]
+        names = list(module.state_dict())
         module.load_state_dict({name: source.read(f"{prefix}.{name}") for name in names}, assign=True)
         x = module(x, rotary, causal_attention) if prefix.startswith("model.layers.") else module(x)
         if prefix == "model.norm":

@@ -1,0 +1,71 @@
+"""Our C++ for CPUs, compiled at first use by the machine's own compiler, for the machine's own instructions.
+
+`library()` takes a few seconds once; the result is kept in the user's cache folder. Where there is no g++, no AVX2, or
+no place to keep it, callers have a slower way in plain PyTorch, and a warning says what is missing. Threads are those
+of the OpenMP that PyTorch has loaded: a second pool would wait in loops on the cores that the first one needs.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from yalm.atomic import atomic_file
+
+SOURCE = Path(__file__).with_name("quantized_linear.cpp")
+# Not -ffast-math: it would regroup the sums that are laid out for the registers.
+FLAGS = ("-O3", "-march=native", "-fPIC", "-std=c++17", "-fopenmp")
+_ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+ARGUMENTS = {
+    "int8_product": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT],
+    "int4_product": [_ADDRESS] * 6 + [_COUNT] * 3 + [_INT],
+    "int8_values": [_ADDRESS] * 3 + [_COUNT] * 2 + [_INT],
+    "int4_values": [_ADDRESS] * 4 + [_COUNT] * 2 + [_INT],
+}
+
+logger = logging.getLogger("yalm")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The functions of `SOURCE`; None, after one warning, where they cannot be had."""
+    capabilities = torch.cpu.get_capabilities()
+    if not capabilities.get("avx2"):
+        return _without("this CPU has no AVX2")
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "c++"))), None)
+    if compiler is None:
+        return _without("there is no C++ compiler; install g++")
+    key = hashlib.sha256(repr((SOURCE.read_text(), FLAGS, compiler, sorted(capabilities.items()))).encode()).hexdigest()
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yalm" / f"quantized-{key[:16]}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, path)
+        functions = ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        return _without(f"{compiler} failed ({(error.stderr.strip() or 'no message').splitlines()[0]})")
+    except (OSError, RuntimeError) as error:
+        return _without(f"{path} cannot be made or loaded ({error}); set XDG_CACHE_HOME to a folder for it")
+    for name, types in ARGUMENTS.items():
+        function = getattr(functions, name)
+        function.argtypes, function.restype = types, None
+    return functions
+
+
+def _compile(compiler: str, path: Path) -> None:
+    with TemporaryDirectory() as folder, atomic_file(path) as target:
+        unit = f"{folder}/unit.o"
+        # Linked without -fopenmp, so that PyTorch's OpenMP is found, not another one loaded.
+        for arguments in ([*FLAGS, "-c", str(SOURCE), "-o", unit], ["-shared", unit, "-o", str(target)]):
+            subprocess.run([compiler, *arguments], check=True, capture_output=True, text=True)
+
+
+def _without(reason: str) -> ctypes.CDLL | None:
+    logger.warning("quantized layers are computed several times slower than they could be: %s", reason)
+    return None

@@ -1,0 +1,78 @@
+"""Linear layers with weights of 8 or 4 bits, in the plain layout of `yalm.model.quantize`.
+
+On a CPU few rows of input are bound by reading the weights, so these become fp32 in registers (`native`, our own C++:
+the libraries at hand either want bf16 activations or a layout of their own). Many rows are bound by arithmetic, so a
+block of the weights becomes fp32 in the processor's cache, and oneDNN multiplies. Elsewhere the whole weight is
+dequantized for each product, in the type of the input. Sums are fp32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yalm.model.ops.linear import product
+from yalm.model.ops.native import library
+
+GROUP_SIZE = 128
+# Up to here C++ multiplies, beyond it oneDNN.
+MOST_NATIVE_ROWS = 48
+# fp32 bytes of a block of dequantized weights; smaller ones cost oneDNN more in calls than the cache gains.
+BLOCK_BYTES = 8 << 20
+
+
+def dequantize(weight: Tensor, scale: Tensor, zero: Tensor | None, columns: int) -> Tensor:
+    """The matrix (N, columns) in fp32 that quantized tensors (see `Quantization.layout`) stand for."""
+    if zero is None:
+        return weight.float() * scale.float()
+    groups = weight.view(len(weight), -1, GROUP_SIZE // 2)
+    codes = torch.cat((groups & 15, groups >> 4), dim=2).float()
+    return (codes - zero[..., None]).mul_(scale.float()[..., None]).flatten(1)[:, :columns]
+
+
+def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor) -> Tensor:
+    """x (…, K) · Wᵀ + bias: (…, N) in the type of x."""
+    flat, rows = x.reshape(-1, x.shape[-1]), len(weight)
+    scale = scale.to(torch.float32 if zero is None else torch.bfloat16)  # whatever `module.to(dtype)` made of it
+    if x.device.type != "cpu":
+        output = F.linear(flat, dequantize(weight, scale, zero, x.shape[-1]).to(x.dtype), bias.to(x.dtype))
+    elif library() is not None and len(flat) <= MOST_NATIVE_ROWS:
+        output = _few_rows(flat, weight, scale, zero, bias)
+    else:
+        output = _many_rows(flat, weight, scale, zero, bias)
+    return output.view(*x.shape[:-1], rows)
+
+
+def _few_rows(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor) -> Tensor:
+    """x (M, K), M small, times the weight by C++."""
+    padded = F.pad(x.float(), (0, -x.shape[1] % GROUP_SIZE)).contiguous()
+    output = torch.empty(len(x), len(weight))
+    _call("product", [padded], [weight, scale, zero, bias.float()], [output], len(x), len(weight), x.shape[1])
+    return output.to(x.dtype)
+
+
+def _many_rows(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor) -> Tensor:
+    """x (M, K), M large, times the weight in blocks of its rows by oneDNN."""
+    columns, bias = x.shape[1], bias.to(x.dtype)
+    output = x.new_empty(len(x), len(weight))
+    step = max(1, BLOCK_BYTES // (4 * columns))
+    if library() is not None:  # whole groups: oneDNN is a thousand times slower where rows have gaps between them
+        x = F.pad(x, (0, -columns % GROUP_SIZE))
+        room = torch.empty(min(step, len(weight)), x.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        block = [weight[rows], scale[rows], None if zero is None else zero[rows]]
+        if library() is None:
+            values = dequantize(weight[rows], scale[rows], block[2], columns).contiguous()
+        else:
+            values = room[: len(weight[rows])]
+            _call("values", [], block, [values], len(values), columns)
+        output[:, rows] = product(x, values.to(x.dtype), bias[rows])
+    return output
+
+
+def _call(name: str, before: list[Tensor], quantized: list[Tensor | None], after: list[Tensor], *counts: int) -> None:
+    """Call the C++ function of that name for 8 or 4 bits, on contiguous tensors."""
+    inputs = [tensor.contiguous() for tensor in quantized if tensor is not None]
+    bits = 8 if quantized[0] is not None and quantized[0].dtype is torch.int8 else 4
+    function = getattr(library(), f"int{bits}_{name}")
+    function(*(tensor.data_ptr() for tensor in (*before, *inputs, *after)), *counts, torch.get_num_threads())
