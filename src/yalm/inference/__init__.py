@@ -1,6 +1,7 @@
 """From a model folder to text: loading, generation in batches and streams, scores.
 
-`language_model` is the door; behind it `engine` runs prefill and decode over a `cache`, `sampling` chooses the tokens,
-`stopping` turns them into text, `linear` makes a CPU read the weights at the memory's speed, `parallel` lays the model
-over several processes. `files` completes JSON lines and survives being killed.
+`loading` is the door, `language_model` the room behind it: `engine` runs prefill and decode over a `cache`, `sampling`
+chooses the tokens, `stopping` turns them into text. `placement` decides where layers lie, `streamed` reads those that
+have no place as they run, `parallel` divides the model between processes, `linear` makes a CPU read the weights at the
+memory's speed, `forecast` says how long it all takes. `files` completes JSON lines and survives being killed.
 """

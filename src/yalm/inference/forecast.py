@@ -1,9 +1,9 @@
 """How long a token will take, before anything runs: from a data sheet, or from one layer read and run on this machine.
 
 A pass over the model is a sweep over its layers, which serves a token of every text under way. Layers that are not
-with the device are read while others compute, so the longer of reading and computing counts, and a token costs that
-over the number of texts. A pipeline's stages take turns: their times add up. Sums over tensor-parallel ranks, the
-attention and the output are not counted.
+with the device are read while others compute, so the longer of reading and computing counts; on a CPU both go through
+the same memory and cores, and their sum does. A token costs that over the number of texts. A pipeline's stages take
+turns: their times add up. Sums over tensor-parallel ranks, the attention and the output are not counted.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def forecast(
             tokens=tokens,
             seat=seat,
         )
-        seconds = _measured(chosen, weights, texts)
+        seconds = measure(chosen, weights, texts)
     else:
         data_sheet = _hardware(hardware)
         budget = Budget(parse_bytes(memory, int(0.95 * data_sheet.memory)), parse_bytes(host_memory))
@@ -133,7 +133,7 @@ def _facts(chosen: Plan, seconds: LayerSeconds, texts: int) -> dict[str, Any]:
     layers = {tier: len(placement.layers_in(tier)) for tier in ("device", "host", "disk")}
     compute = sizes.layers * seconds.compute
     read = layers["host"] * seconds.host + layers["disk"] * seconds.disk
-    sweep = seat.stages * max(compute, read)
+    sweep = seat.stages * (compute + read if chosen.device.type == "cpu" else max(compute, read))
     return {
         "dtype": chosen.dtype,
         "tensor": seat.tensors,
@@ -163,8 +163,11 @@ def _computed(sizes: Sizes, hardware: Hardware, texts: int) -> LayerSeconds:
 
 
 @torch.inference_mode()
-def _measured(chosen: Plan, weights: Weights, texts: int) -> LayerSeconds:
-    """With the model's last layer: read from its file as that lies now, perhaps in the system's cache, and run."""
+def measure(chosen: Plan, weights: Weights, texts: int) -> LayerSeconds:
+    """By the model's last layer, which takes memory for that: read from its file as it lies now, and run.
+
+    What the system has in its cache is read from there.
+    """
     layer = list(chosen.model.model.layers)[-1]
     seat, device = chosen.seat, chosen.device
     layer.to_empty(device=device)
