@@ -6,7 +6,7 @@
 Kernels: one linear layer of the 100B, and a small one, at several numbers of rows; the best of some calls. fp32 and
 bf16 are oneDNN's products with weights packed as for generation (`inference/linear.py`); int8 and int4 read the plain
 layout that lies on disk. Their columns are milliseconds, GB/s of the weight's bytes (with scales and zeros), that as a
-share of the read bandwidth measured in the same run, the speed against fp32, and against what the bytes allow (4 and
+share of the read bandwidth measured in the same run, and the speed against fp32 (the bytes allow 4 and
 nearly 8 times). With one thread time is the process's CPU time, the better clock on a shared machine; else wall time.
 
 The bandwidth is that of fp32's own packed matrix-vector product over the largest weight, which no cache holds.
@@ -80,7 +80,6 @@ def kernels(arguments: argparse.Namespace) -> None:
                 row[f"{name} GB/s"] = size[name] / seconds[name] / 1e9
                 row[f"{name} of bandwidth"] = f"{size[name] / seconds[name] / read:.0%}"
                 row[f"{name} × fp32"] = seconds["fp32"] / seconds[name]
-                row[f"{name} of its bytes' gain"] = f"{seconds['fp32'] / seconds[name] * size[name] / size['fp32']:.0%}"
             table.append(row)
         clock = "CPU" if threads == 1 else "wall"
         report("Quantized linear layers", table, arguments.json, clock=clock, bandwidth=f"{read / 1e9:.0f} GB/s")

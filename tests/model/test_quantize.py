@@ -123,7 +123,7 @@ def test_products(way: str, quantization: Quantization, dtype: torch.dtype, rows
     weight, bias = drawn(rows, columns, seed=rows), torch.linspace(-1, 1, rows).to(dtype)
     made = quantize(weight, quantization)
     exact = restored(made, columns).double()
-    for batch in (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 48, 49, 130):
+    for batch in (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64, 65, 130):
         x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(batch)).to(dtype)
         got = ops.quantized_linear(x, made["weight"], made["weight_scale"], made.get("weight_zero"), bias)
         expected = F.linear(x.double(), exact, bias.double())

@@ -1,6 +1,6 @@
 """Weights in 8 or 4 bits: half or a quarter of bf16 on disk, in memory, and on the way to the processor.
 
-Only the matrices of the layers and of the output transform are quantized, 97 % of the 100B; the token table, norms and
+Only the matrices of layers and output transform are quantized, 99.7 % of the 100B; the token table, norms and
 biases keep their type, and so do the activations. A matrix is rounded to the nearest code, from the weights alone: no
 calibration texts, the same codes every time, each row by itself. A column or row of zeros stays exactly zero.
 

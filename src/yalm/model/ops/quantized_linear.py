@@ -1,9 +1,9 @@
 """Linear layers with weights of 8 or 4 bits, in the plain layout of `yalm.model.quantize`.
 
-On a CPU few rows of input are bound by reading the weights, so these become fp32 in registers (`native`, our own C++:
-the libraries at hand either want bf16 activations or a layout of their own). Many rows are bound by arithmetic, so a
-block of the weights becomes fp32 in the processor's cache, and oneDNN multiplies. Elsewhere the whole weight is
-dequantized for each product, in the type of the input. Sums are fp32.
+On a CPU few rows of input are bound by reading the weights, so these become fp32 in registers, in our own C++
+(`native`): at 10,240 x 10,240 torch's int8 product took 24 times as long in fp32 and 3 times in bf16, and its int4 one
+wants another layout. Many rows are bound by arithmetic, so a block of the weights becomes fp32 at a time, and oneDNN
+multiplies. Elsewhere the whole weight is dequantized for each product, in the type of the input. Sums are fp32.
 """
 
 import torch
@@ -15,9 +15,11 @@ from yalm.model.ops.native import library
 
 GROUP_SIZE = 128
 # Up to here C++ multiplies, beyond it oneDNN.
-MOST_NATIVE_ROWS = 48
+MOST_NATIVE_ROWS = 64
 # fp32 bytes of a block of dequantized weights; smaller ones cost oneDNN more in calls than the cache gains.
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
+# Weights dequantized at a time in plain PyTorch, whose intermediate results should stay in the cache.
+PLAIN_WEIGHTS = 1 << 18
 
 
 def dequantize(weight: Tensor, scale: Tensor, zero: Tensor | None, columns: int) -> Tensor:
@@ -53,21 +55,30 @@ def _few_rows(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bia
 def _many_rows(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor) -> Tensor:
     """x (M, K), M large, times the weight in blocks of its rows by oneDNN."""
     columns, bias = x.shape[1], bias.to(x.dtype)
+    x = F.pad(
+        x, (0, -columns % GROUP_SIZE)
+    )  # whole groups: with gaps between rows oneDNN takes a thousand times longer
     output = x.new_empty(len(x), len(weight))
     step = max(1, BLOCK_BYTES // (4 * columns))
-    if library() is not None:  # whole groups: oneDNN is a thousand times slower where rows have gaps between them
-        x = F.pad(x, (0, -columns % GROUP_SIZE))
-        room = torch.empty(min(step, len(weight)), x.shape[1])
+    room = torch.zeros(min(step, len(weight)), x.shape[1])
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
-        block = [weight[rows], scale[rows], None if zero is None else zero[rows]]
-        if library() is None:
-            values = dequantize(weight[rows], scale[rows], block[2], columns).contiguous()
-        else:
-            values = room[: len(weight[rows])]
-            _call("values", [], block, [values], len(values), columns)
+        values = room[: len(weight[rows])]
+        _dequantize_into(values, weight[rows], scale[rows], zero[rows] if zero is not None else None, columns)
         output[:, rows] = product(x, values.to(x.dtype), bias[rows])
     return output
+
+
+def _dequantize_into(values: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, columns: int) -> None:
+    """Fill the first `columns` of `values` (N, whole groups), by C++ where there is any."""
+    if library() is not None:
+        _call("values", [], [weight, scale, zero], [values], len(values), columns)
+        return
+    step = max(1, PLAIN_WEIGHTS // columns)
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        zeros = zero[rows] if zero is not None else None
+        values[rows, :columns] = dequantize(weight[rows], scale[rows], zeros, columns)
 
 
 def _call(name: str, before: list[Tensor], quantized: list[Tensor | None], after: list[Tensor], *counts: int) -> None:
