@@ -15,10 +15,11 @@ ROOMS = {
     "atomic": set(),
     "model": set(),
     "tokens": set(),
+    "corpus": {"tokens"},
     "training": {"model", "tokens"},
     "inference": {"model", "tokens"},
     "demo": {"model", "tokens", "training", "inference"},
-    "cli": {"model", "tokens", "training", "inference", "demo"},
+    "cli": {"model", "tokens", "corpus", "training", "inference", "demo"},
     "__main__": {"cli"},
     "__init__": {"inference"},
 }

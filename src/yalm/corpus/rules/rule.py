@@ -1,0 +1,69 @@
+"""What all rules on single documents have in common.
+
+A rule is a frozen group of settings, its thresholds, with one method: it is shown a batch of documents and says which
+to drop, by which measures, and, if it mends texts, what they become. Rules are pure: the same batch gives the same
+answer in any process, so that they run anywhere and a shard can be made again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from yalm.config import Settings
+from yalm.corpus.words import Words
+
+LANGUAGES = ("ru", "en")
+
+
+class Batch:
+    """Some megabytes of documents: `table` has the columns of `document.SCHEMA`."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def texts(self) -> pa.LargeStringArray:
+        """All texts, as one array of large_string."""
+        return self.table["text"].combine_chunks()
+
+    @cached_property
+    def languages(self) -> NDArray[np.str_]:
+        """ISO 639-1 of each document, empty where it is not known."""
+        return np.asarray(self.table["language"].to_pylist(), dtype=np.str_)
+
+    @cached_property
+    def words(self) -> Words:
+        """The words of the texts, found once for all rules."""
+        return Words(self.texts)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule says of a batch, in arrays of one value a document.
+
+    drop       which documents fall
+    measures   the numbers this was decided by, under the names that reports show; NaN where one does not apply
+    columns    columns of the table that change (the mended text, the language found)
+    """
+
+    drop: NDArray[np.bool_]
+    measures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    columns: Mapping[str, pa.Array] = field(default_factory=dict)
+
+
+class Rule(Settings):
+    """A rule on single documents. `name` is what settings, reports and `--why-dropped` call it."""
+
+    name: ClassVar[str]
+
+    def judge(self, batch: Batch) -> Verdict:
+        """What becomes of each document of the batch."""
+        raise NotImplementedError
