@@ -58,6 +58,14 @@ def utf8_buffer(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return whole[begins[0] : begins[-1]], begins - begins[0]
 
 
+def span_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A number for each span data[start:end], equal for equal bytes wherever they stand; spans may overlap."""
+    powers = np.cumprod(np.full(len(data), _PRIME))
+    sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum((data + np.uint64(1)) * powers)))
+    inverses = np.cumprod(np.full(len(data) + 1, _INVERSE))  # one more, for an empty span at the very end
+    return mix((sums[ends] - sums[starts]) * inverses[starts])
+
+
 class Words:
     """The words of `texts` (large_string without nulls), hashed.
 
@@ -84,10 +92,7 @@ class Words:
     @cached_property
     def hashes(self) -> Hashes:
         """A number of 64 bits for each word, equal for equal words."""
-        powers = np.cumprod(np.full(len(self.data), _PRIME))
-        sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum((self.data + np.uint64(1)) * powers)))
-        inverses = np.cumprod(np.full(len(self.data), _INVERSE))
-        return Hashes(mix((sums[self.ends] - sums[self.starts]) * inverses[self.starts]), self.offsets)
+        return Hashes(span_hashes(self.data, self.starts, self.ends), self.offsets)
 
     def shingles(self, size: int) -> Hashes:
         """A number for each run of `size` consecutive words of a text; a shorter text is one run of what it has."""

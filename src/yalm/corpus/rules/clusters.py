@@ -1,0 +1,270 @@
+"""Clusters of copies and near copies, each cut to one document: from signatures to what falls, over all shards.
+
+The steps, each a pure function of tables or files, so that they may run as tasks anywhere and in any order:
+
+1. `signatures` of every shard (`duplicates`), as Parquet files.
+2. `copies`: of documents with the same words the one of lowest uid goes on.
+3. `members` of every band: those that share its key with another. `shingles_of` all of them, per shard, as files.
+4. For one band after the other: `gather` the shingles of its members still `remaining` into slices; the `stars` of
+   each slice; what they hold has fallen. Memory and disk hold one band's documents at a time.
+5. `unsettled`: documents that fell to one that itself fell later, to a longer one. `gather` and `stars` again.
+6. `clusters`: all that falls, and to which document.
+
+Within a bucket the longest document is a star: those similar to it fall, the longest that is left is the next star.
+So a document dissimilar to the rest of its bucket parts nobody from anybody, and copies of thousands of pages cost one
+comparison each. Connected components, the usual way, would cut whole chains to one document that is not like most of
+them; here every document that falls was compared with the very one that is kept in its place. The price is that bands
+follow one another (the work within a band is spread) and that a few documents at the end of a chain stay.
+
+Tables of members, stars and clusters pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from yalm.corpus.rules.duplicates import DuplicatesSettings, band_name
+from yalm.corpus.words import mix
+
+_TOGETHER = 4 << 20  # shingles compared at a time, at some 50 bytes each
+_MEMBERS = pa.schema([("bucket", pa.uint64()), ("uid", pa.uint64()), ("words", pa.int32())])
+_COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
+STARS = pa.schema([*_COPIES, ("similarity", pa.float64())])
+_CLUSTERS = pa.schema([*STARS, ("kind", pa.string())])
+_LONGEST_FIRST = [("bucket", "ascending"), ("words", "descending"), ("uid", "ascending")]
+_ALL = np.uint64(2**64 - 1)
+
+
+def copies(signature_files: Sequence[Path]) -> pa.Table:
+    """Documents with all the words of another, by uid: uid, and `survivor`, the lowest uid with the same words."""
+    daft = _daft()
+    uid = daft.col("uid")
+    frame = daft.read_parquet([str(file) for file in signature_files]).select("uid", "copy", "check")
+    groups = frame.groupby("copy", "check").agg(uid.min().alias("survivor"), uid.count().alias("size"))
+    several = groups.where(daft.col("size") > 1).select("copy", "check", "survivor")
+    found = frame.join(several, on=["copy", "check"]).where(uid != daft.col("survivor"))
+    return found.select("uid", "survivor").to_arrow().cast(_COPIES).sort_by("uid")
+
+
+def members(signature_files: Sequence[Path], band: int, fallen: pa.Table) -> pa.Table:
+    """Documents that share a bucket of `band` with another: bucket, uid, words; by bucket, the longest first.
+
+    Those in the column uid of `fallen` count for nothing. Only the band's own column, uid and words are read.
+    """
+    daft = _daft()
+    key = daft.col(band_name(band))
+    frame = daft.read_parquet([str(file) for file in signature_files])
+    frame = frame.where(key.not_null()).select(key.alias("bucket"), "uid", "words")
+    if len(fallen):
+        frame = frame.join(daft.from_arrow(fallen.select(["uid"])), on="uid", how="anti")
+    sizes = frame.groupby("bucket").agg(daft.col("uid").count().alias("size"))
+    shared = frame.join(sizes.where(daft.col("size") > 1).select("bucket"), on="bucket", how="semi")
+    return shared.to_arrow().select(_MEMBERS.names).cast(_MEMBERS).sort_by(_LONGEST_FIRST)
+
+
+def remaining(table: pa.Table, fallen: pa.Table, settings: DuplicatesSettings) -> pa.Table:
+    """The `members` still to be compared: without `fallen`, large buckets cut, none of a single document."""
+    table = table.filter(pa.array(~np.isin(table["uid"].to_numpy(), fallen["uid"].to_numpy())))
+    buckets = table["bucket"].to_numpy()
+    heads = np.flatnonzero(_heads(buckets))
+    place = np.arange(len(buckets)) - np.repeat(heads, np.diff(np.append(heads, len(buckets))))
+    pieces = (place // settings.bucket_limit).astype(np.uint64)
+    buckets = np.where(pieces == 0, buckets, mix(buckets + pieces))
+    alone = _heads(buckets) & np.append(_heads(buckets)[1:], True)
+    return table.set_column(0, "bucket", pa.array(buckets)).filter(pa.array(~alone))
+
+
+def gather(table: pa.Table, shingle_files: Sequence[Path], slices: int, folder: Path) -> list[Path]:
+    """Write the members (bucket, uid) with their shingles below `folder`, a bucket in one slice; the slices' folders.
+
+    The one step that moves much: a join by Daft. A slice is read whole by `stars`, so choose them of some 100 MB.
+    """
+    if not len(table):
+        return []
+    daft = _daft()
+    numbers = pa.array((mix(table["bucket"].to_numpy()) % np.uint64(slices)).astype(np.int32))
+    wanted = daft.from_arrow(table.select(["bucket", "uid"]).append_column("slice", numbers))
+    shingles = daft.read_parquet([str(file) for file in shingle_files])
+    shingles.join(wanted, on="uid").write_parquet(str(folder), partition_cols=["slice"])
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def stars(table: pa.Table, settings: DuplicatesSettings) -> pa.Table:
+    """What falls in the buckets of a slice, by uid: uid, survivor, similarity.
+
+    `table` has bucket, uid, words, halvings, shingles. In every bucket the longest document that has not fallen yet (of
+    equal ones that of the lowest uid) is a star, and those at least settings.similarity to it fall, until all have
+    fallen or been stars, or there are settings.leaders of them.
+    """
+    table = table.sort_by(_LONGEST_FIRST).combine_chunks()
+    sets, uids = _Sets.of(table), table["uid"].to_numpy()
+    star, similarity = np.full(len(uids), -1), np.zeros(len(uids))
+    carried = np.empty(0, np.int64)  # stars of a bucket that goes on beyond what is compared together
+    first = 0
+    while first < len(uids):
+        limit = sets.offsets[first] + _TOGETHER
+        last = max(int(np.searchsorted(sets.offsets, limit, "right")) - 1, first + 1)
+        rows = np.concatenate((carried, np.arange(first, last)))
+        star_here, similarity_here, chosen = _compare(sets.take(rows), settings)
+        fell = star_here >= 0
+        star[rows[fell]], similarity[rows[fell]] = rows[star_here[fell]], similarity_here[fell]
+        current = sets.buckets[last - 1]
+        goes_on = last < len(uids) and sets.buckets[last] == current
+        carried = rows[chosen & (sets.buckets[rows] == current)] if goes_on else carried[:0]
+        first = last
+    fell = star >= 0
+    return _stars_table(uids[fell], uids[star[fell]], similarity[fell])
+
+
+def unsettled(found: pa.Table, settings: DuplicatesSettings) -> pa.Table:
+    """Of the `stars` of all bands, the documents whose star fell itself, each in a bucket with the star that did not.
+
+    bucket, uid, as `gather` wants them. More than settings.bucket_limit below one star are several buckets.
+    """
+    uids, survivors = found["uid"].to_numpy(), found["survivor"].to_numpy()
+    roots = _roots(uids, survivors)
+    lost = np.flatnonzero(roots != survivors)
+    lost = lost[np.lexsort((uids[lost], roots[lost]))]
+    heads = np.flatnonzero(_heads(roots[lost]))
+    place = np.arange(len(lost)) - np.repeat(heads, np.diff(np.append(heads, len(lost))))
+    buckets = mix(mix(roots[lost]) + (place // settings.bucket_limit).astype(np.uint64))
+    pieces = _heads(buckets)
+    table = {
+        "bucket": np.concatenate((buckets, buckets[pieces])),
+        "uid": np.concatenate((uids[lost], roots[lost][pieces])),
+    }
+    return pa.table(table)
+
+
+def clusters(copied: pa.Table, found: pa.Table, settled: pa.Table) -> pa.Table:
+    """All that falls, by uid: uid, survivor, similarity of the two, and kind, "exact" or "near".
+
+    copied   the result of `copies`
+    found    the `stars` of all bands, together
+    settled  the `stars` of what was `unsettled`; those of it that are not here stay after all
+    """
+    uids, survivors = found["uid"].to_numpy(), found["survivor"].to_numpy()
+    final = found.filter(pa.array(~np.isin(survivors, uids)))
+    near = pa.concat_tables([final.select(STARS.names), settled.select(STARS.names)]).sort_by("uid")
+    near_uids, representatives = near["uid"].to_numpy(), copied["survivor"].to_numpy()
+    place = np.minimum(np.searchsorted(near_uids, representatives), max(len(near_uids) - 1, 0))
+    fell = np.isin(representatives, near_uids)
+    survivor, similarity = representatives.copy(), np.ones(len(representatives))
+    survivor[fell] = near["survivor"].to_numpy()[place[fell]]
+    similarity[fell] = near["similarity"].to_numpy()[place[fell]]
+    exact = _stars_table(copied["uid"].to_numpy(), survivor, similarity)
+    kinds = pa.array(np.where(fell, "near", "exact").tolist() + ["near"] * len(near), pa.string())
+    return pa.concat_tables([exact, near]).append_column("kind", kinds).cast(_CLUSTERS).sort_by("uid")
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Sets of shingles, by bucket: set i is values[offsets[i] : offsets[i + 1]], halved halvings[i] times."""
+
+    buckets: NDArray[np.uint64]
+    halvings: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    values: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Self:
+        """The sets of a table whose columns are one chunk each."""
+        lists = table["shingles"].cast(pa.large_list(pa.uint64())).combine_chunks()
+        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(pc.list_value_length(lists).to_numpy())))
+        return cls(table["bucket"].to_numpy(), table["halvings"].to_numpy(), offsets, lists.flatten().to_numpy())
+
+    def places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the values of some sets lie, one set after the other, and where among those each set begins."""
+        counts = self.offsets[rows + 1] - self.offsets[rows]
+        begins = np.cumsum(counts) - counts
+        return np.arange(counts.sum()) + np.repeat(self.offsets[rows] - begins, counts), begins
+
+    def take(self, rows: NDArray[np.int64]) -> "_Sets":
+        """Some of the sets."""
+        places, begins = self.places(rows)
+        return _Sets(self.buckets[rows], self.halvings[rows], np.append(begins, len(places)), self.values[places])
+
+    def sizes(self) -> NDArray[np.int64]:
+        """How large each set is after so many halvings: (largest number of halvings + 1, sets)."""
+        levels = np.arange(int(self.halvings.max()) + 1, dtype=np.uint64)
+        return np.stack(
+            [np.add.reduceat(self.values <= _ALL >> level, self.offsets[:-1], dtype=np.int64) for level in levels]
+        )
+
+
+def _compare(
+    sets: _Sets, settings: DuplicatesSettings
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """For each set the first star of its bucket it is similar to, or -1, their similarity, and which sets are stars.
+
+    All buckets advance together: in each round the first set left of every bucket is a star, whose values are marked
+    and then counted in the others of the bucket. A mark is of a value in a bucket: buckets do not disturb each other.
+    """
+    owners = np.repeat(np.arange(len(sets.buckets)), np.diff(sets.offsets))
+    _, marks = np.unique(mix(sets.values ^ mix(sets.buckets)[owners]), return_inverse=True)
+    marked = np.zeros(len(marks), np.uint8)
+    sizes = sets.sizes()
+    star, similarity = np.full(len(sets.buckets), -1), np.zeros(len(sets.buckets))
+    chosen = np.zeros(len(sets.buckets), bool)
+    left = np.arange(len(sets.buckets))
+    for _ in range(settings.leaders):
+        first = _heads(sets.buckets[left])
+        chosen[left[first]] = True
+        others, stars_of = left[~first], left[first][(np.cumsum(first) - 1)[~first]]
+        if not len(others):
+            break
+        level = np.maximum(sets.halvings[others], sets.halvings[stars_of])
+        smaller, larger = np.sort((sizes[level, others], sizes[level, stars_of]), axis=0)
+        possible = smaller / np.maximum(larger, 1) >= settings.similarity
+        pairs, stars_of, total = others[possible], stars_of[possible], (smaller + larger)[possible]
+        if len(pairs):
+            star_places, _ = sets.places(np.unique(stars_of))
+            marked[marks[star_places]] = 1
+            places, begins = sets.places(pairs)
+            shared = np.add.reduceat(marked[marks[places]], begins, dtype=np.int64)
+            marked[marks[star_places]] = 0
+            jaccard = shared / (total - shared)
+            near = jaccard >= settings.similarity
+            star[pairs[near]], similarity[pairs[near]] = stars_of[near], jaccard[near]
+        left = others[star[others] < 0]
+    return star, similarity, chosen
+
+
+def _roots(uids: NDArray[np.uint64], survivors: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The end of each document's chain of survivors, by pointer jumping: in the logarithm of its length."""
+    order = np.argsort(uids)
+    ordered = uids[order]
+    roots = survivors[order]
+    while (falls := np.isin(roots, ordered)).any():
+        roots[falls] = roots[np.searchsorted(ordered, roots[falls])]
+    ends = np.empty_like(roots)
+    ends[order] = roots
+    return ends
+
+
+def _heads(sorted_values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which values are not equal to the one before."""
+    heads = np.ones(len(sorted_values), bool)
+    heads[1:] = sorted_values[1:] != sorted_values[:-1]
+    return heads
+
+
+def _stars_table(uids: NDArray[np.uint64], survivors: NDArray[np.uint64], similarity: NDArray[np.float64]) -> pa.Table:
+    """What fell to what, by uid."""
+    return pa.table([uids, survivors, similarity], schema=STARS).sort_by("uid")
+
+
+def _daft() -> Any:
+    """Daft, without its telemetry and its progress bars, which are ours to draw."""
+    for name, value in (("DAFT_ANALYTICS_ENABLED", "0"), ("DO_NOT_TRACK", "1"), ("DAFT_PROGRESS_BAR", "0")):
+        os.environ.setdefault(name, value)
+    import daft
+
+    return daft
