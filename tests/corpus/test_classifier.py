@@ -89,14 +89,15 @@ def test_it_learns_and_says_truly_how_well(tmp_path: Path) -> None:
     assert report.auc > 0.85
     assert report.calibration_error < 0.1
     model = QualityModel.load(tmp_path / "model.safetensors")
-    assert model.training["report"] == report.model_dump(mode="json")
+    assert model.header.training["report"] == report.model_dump(mode="json")
     fresh = made_texts(2, 1000, True) + made_texts(2, 1000, False)
     found = assess(model.probabilities(pa.array(fresh, pa.large_string())), np.arange(2000) < 1000)
     assert (found.auc, found.log_loss) == pytest.approx((report.auc, report.log_loss), abs=0.05)
 
 
 def test_the_order_of_files_repeats_and_labels_change_nothing(tmp_path: Path) -> None:
-    good, others = made_texts(1, 300, True), made_texts(1, 300, False)
+    common = made_texts(2, 20, True)
+    good, others = made_texts(1, 300, True) + common, made_texts(1, 300, False) + common
     files = [write(tmp_path / "good.jsonl", good), write(tmp_path / "random.jsonl", others)]
     train(files[:1], files[1:], tmp_path / "first", SMALL)
     halves = [write(tmp_path / "b.jsonl", others[100:]), write(tmp_path / "a.jsonl", others[:150])]
@@ -128,7 +129,7 @@ def test_what_cannot_be_taught_on_is_an_error(tmp_path: Path) -> None:
     good = write(tmp_path / "good.jsonl", made_texts(1, 300, True))
     few = write(tmp_path / "few.jsonl", made_texts(1, 10, False))
     output = tmp_path / "model"
-    with pytest.raises(YalmError, match="too few documents to train on"):
+    with pytest.raises(YalmError, match="too few documents to test on: 60 good, 3 random"):
         train([good], [few], output, SMALL)
     with pytest.raises(YalmError, match="named among the good and the random"):
         train([good], [good, few], output, SMALL)

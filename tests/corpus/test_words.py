@@ -1,10 +1,11 @@
 """The words of a batch, against a plain loop over characters."""
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yalm.corpus.words import Words
+from yalm.corpus.words import Words, span_hashes
 
 texts = st.lists(st.text(st.sampled_from("aB1 .,\n-—«»жЖё\u00a0\u3000\u2028ñ文😀"), max_size=20), max_size=6)
 
@@ -58,3 +59,13 @@ def test_shingles_are_runs_of_words(batch: list[str], size: int) -> None:
 def test_a_slice_of_an_array_has_its_own_words() -> None:
     whole = pa.array(["one two", "три", "four"], pa.large_string())
     assert Words(whole[1:]).hashes.values.tolist() == words_of(["три", "four"]).hashes.values.tolist()
+
+
+@given(st.binary(max_size=12), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=8))
+def test_spans_have_equal_hashes_if_and_only_if_their_bytes_are_equal(
+    data: bytes, places: list[tuple[int, int]]
+) -> None:
+    spans = np.array([sorted(min(len(data), place) for place in pair) for pair in places], np.int64).reshape(-1, 2)
+    hashes = span_hashes(np.frombuffer(data, np.uint8), spans[:, 0], spans[:, 1]).tolist()
+    contents = [data[start:end] for start, end in spans]
+    assert len(set(zip(contents, hashes, strict=True))) == len(set(contents)) == len(set(hashes))

@@ -3,7 +3,8 @@
 Documents are read once. A hash of its text decides for each whether it is among the at most `max_documents` of its
 class, whether it trains, calibrates or tests, and where it stands in the order of training; so nothing depends on the
 order of files, and copies of a text are one document on one side of every split. What is kept of a document are its
-terms, about 8 kB at the default of 4,000 characters: 50,000 of each class take up to 1 GB.
+terms, about 8 kB at the default of 4,000 characters, and twice that while they are put together: 50,000 of each class
+take up to 1.5 GB.
 
 The weights are logistic regression by AdaGrad (Duchi, Hazan and Singer 2011) over minibatches, with the two classes
 weighted equally; their L2 penalty is that of the mean loss. Then probabilities are calibrated by Platt's two numbers
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from yalm.config import Settings
-from yalm.corpus.rules.quality import Features, QualityModel, Terms, sigmoid
+from yalm.corpus.rules.quality import Features, Header, QualityModel, Terms, sigmoid
 from yalm.corpus.words import mix
 from yalm.errors import YalmError
 from yalm.progress import byte_progress
@@ -134,56 +135,68 @@ class _Examples(NamedTuple):
     def take(self, rows: NDArray[np.int64]) -> "_Examples":
         return _Examples(self.terms.take(rows), self.good[rows], self.keys[rows])
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """How many good and random documents these are."""
-        return int(self.good.sum()), int((~self.good).sum())
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """Of each document, such that both classes weigh a half."""
-        return _balanced(self.good)
-
 
 def _train(
     files: Sequence[Path], is_good: Callable[[RawDocument], bool], output: Path, settings: ClassifierSettings
 ) -> ClassifierReport:
     examples = _read(files, is_good, settings)
-    place = mix(examples.keys) / 2.0**64
-    first, second = settings.test, settings.test + settings.calibration
-    test = examples.take(np.flatnonzero(place < first))
-    calibration = examples.take(np.flatnonzero((place >= first) & (place < second)))
-    training = examples.take(np.flatnonzero(place >= second))
-    for purpose, part in (("train", training), ("calibrate", calibration), ("test", test)):
-        if min(part.sizes) < _FEWEST:
+    order = np.lexsort((examples.good, examples.keys))  # a shuffle, for keys are hashes, whatever the order of files
+    place = mix(examples.keys[order]) / 2.0**64
+    splits = np.searchsorted((settings.test, settings.test + settings.calibration), place, "right")
+    rows = {purpose: order[splits == split] for split, purpose in enumerate(("test", "calibrate", "train"))}
+    sizes = {}
+    for purpose, its_rows in rows.items():
+        good = int(examples.good[its_rows].sum())
+        sizes[purpose] = (good, len(its_rows) - good)
+        if min(sizes[purpose]) < _FEWEST:
             raise YalmError(
-                f"too few documents to {purpose} on: {part.sizes[0]} good, {part.sizes[1]} random, and at least "
+                f"too few documents to {purpose} on: {good} good, {len(its_rows) - good} random, and at least "
                 f"{_FEWEST} of each are needed; give more documents"
             )
-    weights, bias = _fit(training, settings)
+    weights, bias = _fit(examples, rows["train"], settings)
+    calibration, test = examples.take(rows["calibrate"]), examples.take(rows["test"])
     slope, intercept = platt(calibration.terms.scores(weights, bias), calibration.good)
     probabilities = sigmoid(slope * test.terms.scores(weights, bias) + intercept)
-    report = assess(probabilities, test.good, training.sizes, calibration.sizes)
+    report = assess(probabilities, test.good, sizes["train"], sizes["calibrate"])
     record = {"settings": settings.model_dump(mode="json"), "report": report.model_dump(mode="json")}
-    QualityModel(settings.features, weights, bias, slope, intercept, record).save(output)
+    header = Header(features=settings.features, bias=bias, slope=slope, intercept=intercept, training=record)
+    QualityModel(header, weights).save(output)
     return report
 
 
 def _read(files: Sequence[Path], is_good: Callable[[RawDocument], bool], settings: ClassifierSettings) -> _Examples:
-    """Those documents of each class whose keys are least, without repeats, in the order of keys."""
-    limits = {True: 2**64 - 1, False: 2**64 - 1}  # no greater key can be among the least any more
+    """Those documents of each class whose keys are least, without repeats."""
+    limits = {True: 2**64 - 1, False: 2**64 - 1}
     held: list[_Examples] = []
     fresh = 0
     for batch in _batches(files, is_good, limits, settings):
         held.append(batch)
         fresh += len(batch.keys)
         if fresh >= settings.max_documents:
-            held, fresh = [_least(held, settings.max_documents)], 0
-            for kind in limits:
-                keys = held[0].keys[held[0].good == kind]
-                if len(keys) == settings.max_documents:
-                    limits[kind] = int(keys[-1])
-    return _least(held, settings.max_documents)
+            limits.update(_prune(held, settings.max_documents))
+            fresh = 0
+    _prune(held, settings.max_documents)
+    keys, good = np.concatenate([part.keys for part in held]), np.concatenate([part.good for part in held])
+    return _Examples(Terms.joined([part.terms for part in held]), good, keys)
+
+
+def _prune(held: list[_Examples], most: int) -> dict[bool, int]:
+    """Leave of each class the `most` documents with the least keys, each key once; say which keys are too great now."""
+    keys, good = np.concatenate([part.keys for part in held]), np.concatenate([part.good for part in held])
+    kept = np.zeros(len(keys), bool)
+    limits = {}
+    for kind in (True, False):
+        of_kind = np.flatnonzero(good == kind)
+        least, firsts = np.unique(keys[of_kind], return_index=True)
+        kept[of_kind[firsts[:most]]] = True
+        if len(least) >= most:
+            limits[kind] = int(least[most - 1])
+    begin = 0
+    for i, part in enumerate(held):
+        end = begin + len(part.keys)
+        held[i] = part.take(np.flatnonzero(kept[begin:end]))
+        begin = end
+    return limits
 
 
 def _batches(
@@ -221,33 +234,21 @@ def _batches(
     yield examples()
 
 
-def _least(parts: Sequence[_Examples], most: int) -> _Examples:
-    """The `most` documents of each class with the least keys, each key once, in the order of keys."""
-    keys = np.concatenate([part.keys for part in parts])
-    good = np.concatenate([part.good for part in parts])
-    rows = []
-    for kind in (True, False):
-        of_kind = np.flatnonzero(good == kind)
-        _, firsts = np.unique(keys[of_kind], return_index=True)
-        rows.append(of_kind[firsts[:most]])
-    kept = np.concatenate(rows)
-    terms = Terms.joined([part.terms for part in parts])
-    return _Examples(terms, good, keys).take(kept[np.argsort(keys[kept], kind="stable")])
-
-
-def _fit(examples: _Examples, settings: ClassifierSettings) -> tuple[NDArray[np.float32], float]:
-    """Weights and bias of least mean log loss + l2 / 2 · |weights|²."""
+def _fit(
+    examples: _Examples, rows: NDArray[np.int64], settings: ClassifierSettings
+) -> tuple[NDArray[np.float32], float]:
+    """Weights and bias of least mean log loss + l2 / 2 · |weights|², taught on these rows of the examples."""
     size = 1 << settings.features.bits
     parameters, squares = np.zeros(size + 1), np.full(size + 1, 1e-12)  # the last one is the bias
-    balance = examples.weights * len(examples.good)
+    balance = _balanced(examples.good[rows]) * len(rows)
     generator = np.random.default_rng(settings.seed)
     for _ in range(settings.epochs):
-        order = generator.permutation(len(examples.good))
+        order = generator.permutation(len(rows))
         for start in range(0, len(order), settings.batch):
-            rows = order[start : start + settings.batch]
-            terms, good = examples.terms.take(rows), examples.good[rows]
+            chosen = order[start : start + settings.batch]
+            terms, good = examples.terms.take(rows[chosen]), examples.good[rows[chosen]]
             scores = terms.scores(parameters[:-1], parameters[-1])
-            errors = balance[rows] * (sigmoid(scores) - good) / len(rows)
+            errors = balance[chosen] * (sigmoid(scores) - good) / len(chosen)
             of_terms = terms.values * np.repeat(errors, terms.counts)
             gradient = np.bincount(terms.buckets, of_terms, size + 1).astype(np.float64)
             gradient[:-1] += settings.l2 * parameters[:-1]

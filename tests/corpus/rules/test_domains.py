@@ -37,6 +37,7 @@ def judge(folder: Path, shards: Sequence[Sequence[Page]], rule: DomainsSettings)
     files: tuple[list[Path], list[Path]] = ([], [])
     for number, shard in enumerate(shards):
         for name, table, paths in zip(("domains", "lines"), count_domains(*tables(shard, number)), files, strict=True):
+            assert table.schema.equals(module.DOMAIN_COUNTS if name == "domains" else module.LINE_COUNTS)
             paths.append(folder / f"{name}-{number}.parquet")
             pq.write_table(table, paths[-1])
     return judge_domains(*files, rule)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from yalm.corpus.document import Document, to_table
-from yalm.corpus.rules.quality import Features, Quality, QualityModel, lomax
+from yalm.corpus.rules.quality import Features, Header, Quality, QualityModel, lomax
 from yalm.corpus.rules.rule import Batch
 from yalm.corpus.words import Words
 from yalm.errors import YalmError
@@ -26,24 +26,27 @@ def column(values: list[str]) -> pa.LargeStringArray:
 
 def made_model(seed: int = 0, bits: int = 10, characters: int = 20) -> QualityModel:
     weights = np.random.default_rng(seed).normal(size=1 << bits).astype(np.float32)
-    return QualityModel(Features(bits=bits, characters=characters), weights, 0.25, 1.5, -0.5, {"seed": seed})
+    features = Features(bits=bits, characters=characters)
+    return QualityModel(Header(features=features, bias=0.25, slope=1.5, intercept=-0.5, training={"a": [1]}), weights)
 
 
 def plain_probability(model: QualityModel, text: str) -> float:
     """P(good) of one text, term by term."""
-    words = Words(column([text[: model.features.characters]]))
+    header = model.header
+    words = Words(column([text[: header.features.characters]]))
     hashes = words.hashes.values.tolist() + words.shingles(2).values.tolist()
-    counts = Counter(number >> (64 - model.features.bits) for number in hashes)
+    counts = Counter(number >> (64 - header.features.bits) for number in hashes)
     values = {bucket: 1 + np.log(count) for bucket, count in counts.items()}
     length = np.sqrt(sum(value**2 for value in values.values()))
-    score = model.bias + sum(model.weights[bucket] * value / length for bucket, value in values.items())
-    return float(1 / (1 + np.exp(-(model.slope * score + model.intercept))))
+    score = header.bias + sum(model.weights[bucket] * value / length for bucket, value in values.items())
+    return float(1 / (1 + np.exp(-(header.slope * score + header.intercept))))
 
 
 def batch(values: list[str], languages: list[str] | None = None) -> Batch:
     languages = languages or [""] * len(values)
-    rows = (Document(t, f"id {i}", "web", l) for i, (t, l) in enumerate(zip(values, languages, strict=True)))
-    return Batch(to_table(rows, "web", 0))
+    rows = zip(range(len(values)), values, languages, strict=True)
+    documents = (Document(text, f"id {i}", "web", language) for i, text, language in rows)
+    return Batch(to_table(documents, "web", 0))
 
 
 @given(texts)
@@ -70,40 +73,45 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
     model.save(tmp_path / "model.safetensors")
     found = QualityModel.load(tmp_path / "model.safetensors")
     assert found.weights.tolist() == model.weights.tolist()
-    for name in ("features", "bias", "slope", "intercept", "training"):
-        assert getattr(found, name) == getattr(model, name)
+    assert found.header == model.header
 
 
-def metadata(**changes: str) -> dict[str, str]:
-    numbers = json.dumps({"bias": 0, "slope": 1, "intercept": 0})
-    features = Features(bits=8).model_dump_json()
-    return {"yalm_quality": "1", "features": features, "numbers": numbers, "training": "{}"} | changes
+def metadata(**changes: object) -> dict[str, str]:
+    header = {"version": 1, "features": {"bits": 8}, "bias": 0, "slope": 1, "intercept": 0}
+    return {"yalm_quality": json.dumps(header | changes)}
 
 
 @pytest.mark.parametrize(
-    ("changes", "size", "dtype"),
+    ("header", "size", "dtype"),
     [
-        ({"yalm_quality": "2"}, 256, np.float32),
-        ({"features": "["}, 256, np.float32),
-        ({"features": '{"bits": 99}'}, 256, np.float32),
-        ({"features": "3"}, 256, np.float32),
-        ({"numbers": '{"bias": 0}'}, 256, np.float32),
-        ({"numbers": '{"bias": 0, "slope": NaN, "intercept": 0}'}, 256, np.float32),
-        ({"numbers": '{"bias": [], "slope": 1, "intercept": 0}'}, 256, np.float32),
-        ({"training": ""}, 256, np.float32),
-        ({}, 255, np.float32),
-        ({}, 256, np.float64),
+        (metadata(version=2), 256, np.float32),
+        (metadata(features={"bits": 99}), 256, np.float32),
+        (metadata(features=3), 256, np.float32),
+        (metadata(slope=None), 256, np.float32),
+        (metadata(slope=float("nan")), 256, np.float32),
+        (metadata(hidden=1), 256, np.float32),
+        ({"yalm_quality": "[1"}, 256, np.float32),
+        ({"yalm_quality": "[1]"}, 256, np.float32),
+        ({"format": "pt"}, 256, np.float32),
+        (metadata(), 255, np.float32),
+        (metadata(), 256, np.float64),
     ],
 )
 def test_a_file_that_is_something_else_is_refused(
-    tmp_path: Path, changes: dict[str, str], size: int, dtype: type[np.floating]
+    tmp_path: Path, header: dict[str, str], size: int, dtype: type[np.floating]
 ) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weights": np.zeros(256, np.float32)}, path, metadata())
-    assert QualityModel.load(path).slope == 1
-    save_file({"weights": np.zeros(size, dtype)}, path, metadata(**changes))
+    assert QualityModel.load(path).header.slope == 1
+    save_file({"weights": np.zeros(size, dtype)}, path, header)
     with pytest.raises(YalmError, match=r"model\.safetensors"):
         QualityModel.load(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    save_file({"weights": np.full(256, np.nan, np.float32)}, tmp_path / "model", metadata())
+    with pytest.raises(YalmError, match="finite"):
+        QualityModel.load(tmp_path / "model")
 
 
 def test_a_file_cut_short_missing_or_without_weights_is_refused(tmp_path: Path) -> None:
@@ -149,8 +157,8 @@ def test_noise_is_the_lomax_distribution_and_the_same_each_time() -> None:
 
 
 def test_with_noise_some_documents_of_each_probability_stay(tmp_path: Path) -> None:
-    weights = np.zeros(256, np.float32)
-    QualityModel(Features(bits=8), weights, 0.0, 1.0, float(np.log(4))).save(tmp_path / "model.safetensors")
+    header = Header(features=Features(bits=8), bias=0, slope=1, intercept=float(np.log(4)))
+    QualityModel(header, np.zeros(256, np.float32)).save(tmp_path / "model.safetensors")
     rule = Quality(model=str(tmp_path / "model.safetensors"), threshold=1, noise="pareto")
     documents = batch(["x"] * 5000)
     kept = ~rule.judge(documents).drop  # at P(good) = 0.8 the rule of GPT-3 keeps P(draw > 0.2)

@@ -124,10 +124,7 @@ def count_domains(table: pa.Table, duplicates: pa.Table) -> tuple[pa.Table, pa.T
         }
     ).filter(pa.array(on_web))
     domains = _sums(documents_table, ["key", "domain"], ["documents", "bytes", "duplicates", "line_bytes"])
-    every = _sums(
-        pa.concat_tables([part.select(LINE_COUNTS.names) for part in lines]), ["key", "line"], ["documents", "bytes"]
-    )
-    return domains.select(DOMAIN_COUNTS.names), every.select(LINE_COUNTS.names)
+    return domains, _sums(pa.concat_tables(lines), ["key", "line"], ["documents", "bytes"])
 
 
 def judge_domains(domains: Sequence[Path], lines: Sequence[Path], settings: DomainsSettings) -> pa.Table:
@@ -150,7 +147,7 @@ def judge_domains(domains: Sequence[Path], lines: Sequence[Path], settings: Doma
     listed = {domain_of(name): "denied" for name in settings.deny} | {domain_of(name): "" for name in settings.allow}
     if listed:
         reasons[:] = [_by_list(*row, listed) for row in zip(table["domain"].to_pylist(), reasons, strict=True)]
-    columns_out = [
+    values = [
         table["domain"],
         table["documents"],
         table["bytes"],
@@ -159,7 +156,7 @@ def judge_domains(domains: Sequence[Path], lines: Sequence[Path], settings: Doma
         pa.array(reasons != ""),
         pa.array(reasons, pa.string()),
     ]
-    return pa.table(columns_out, schema=DOMAINS)
+    return pa.table(values, schema=DOMAINS)
 
 
 def in_dropped(table: pa.Table, domains: pa.Table) -> NDArray[np.bool_]:

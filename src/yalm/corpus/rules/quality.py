@@ -8,7 +8,7 @@ megabytes a second on one core, in NumPy over whole batches, and its file is one
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from yalm.atomic import atomic_file
 from yalm.config import Settings
@@ -25,7 +25,7 @@ from yalm.corpus.rules.rule import Batch, Rule, Verdict
 from yalm.corpus.words import Words, mix, span_hashes, utf8_buffer
 from yalm.errors import YalmError
 
-_VERSION = "1"
+_METADATA = "yalm_quality"  # all in one entry, for the order of entries varies
 
 
 @dataclass(frozen=True)
@@ -100,41 +100,38 @@ class Features(Settings):
         )
 
 
-@dataclass(frozen=True)
-class QualityModel:
-    """A trained classifier. P(good) = sigmoid(slope · score + intercept), for as many good as random documents.
+class Header(Settings):
+    """What the file of a model says beside its weights. P(good) = sigmoid(slope · score + intercept).
 
-    `training` is what its training reported, as plain JSON values.
+    P(good) is for as many good as random documents; `training` is what the training says of itself.
     """
 
+    version: Literal[1] = 1
     features: Features
-    weights: NDArray[np.float32]
-    bias: float
-    slope: float
-    intercept: float
-    training: Mapping[str, Any] = field(default_factory=dict)
+    bias: FiniteFloat
+    slope: FiniteFloat
+    intercept: FiniteFloat
+    training: Mapping[str, Any] = Field(default_factory=dict)
 
-    def scores(self, texts: pa.LargeStringArray) -> NDArray[np.float64]:
-        """The score of each text: log-odds before calibration."""
-        return self.features.of(texts).scores(self.weights, self.bias)
+
+@dataclass(frozen=True)
+class QualityModel:
+    """A trained classifier: a weight for each bucket, float32."""
+
+    header: Header
+    weights: NDArray[np.float32]
 
     def probabilities(self, texts: pa.LargeStringArray) -> NDArray[np.float64]:
         """P(good) of each text."""
-        return sigmoid(self.slope * self.scores(texts) + self.intercept)
+        scores = self.header.features.of(texts).scores(self.weights, self.header.bias)
+        return sigmoid(self.header.slope * scores + self.header.intercept)
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, atomically."""
+        """Write one safetensors file, atomically; the same model gives the same bytes."""
         from safetensors.numpy import save_file
 
-        numbers = {"bias": self.bias, "slope": self.slope, "intercept": self.intercept}
-        metadata = {
-            "yalm_quality": _VERSION,
-            "features": self.features.model_dump_json(),
-            "numbers": json.dumps(numbers),
-            "training": json.dumps(self.training, ensure_ascii=False),
-        }
         with atomic_file(path) as temporary:
-            save_file({"weights": self.weights}, temporary, metadata)
+            save_file({"weights": self.weights}, temporary, {_METADATA: self.header.model_dump_json()})
 
     @classmethod
     def load(cls, path: Path) -> "QualityModel":
@@ -144,24 +141,18 @@ class QualityModel:
         mend = "train one with yalm corpus classifier train"
         try:
             with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                weights = file.get_tensor("weights") if "weights" in file.keys() else None  # noqa: SIM118
+                header = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+                weights = file.get_tensor("weights")
         except OSError as error:
             raise YalmError(f"{path}: cannot read the classifier ({error.strerror or error}); {mend}") from None
-        except (SafetensorError, TypeError) as error:  # a TypeError if weights are of a type that NumPy lacks
-            raise YalmError(f"{path}: not a classifier, or a broken one ({error}); {mend}") from None
-        if metadata.get("yalm_quality") != _VERSION or weights is None:
-            raise YalmError(f"{path}: not a quality classifier of version {_VERSION}; {mend}")
-        try:
-            features = Features.parse(json.loads(metadata["features"]), str(path))
-            numbers = {name: float(value) for name, value in json.loads(metadata["numbers"]).items()}
-            model = cls(features, weights, **numbers, training=json.loads(metadata["training"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise YalmError(f"{path}: broken metadata ({error}); {mend}") from None
-        if weights.dtype != np.float32 or weights.shape != (1 << features.bits,) or not np.isfinite(weights).all():
-            raise YalmError(f"{path}: weights are not {1 << features.bits} finite numbers in float32; {mend}")
-        if not np.isfinite([*numbers.values()]).all():
-            raise YalmError(f"{path}: bias or calibration is not finite; {mend}")
+        except (SafetensorError, ValueError, TypeError) as error:  # a TypeError for numbers that NumPy lacks
+            raise YalmError(f"{path}: not a quality classifier, or a broken one ({error}); {mend}") from None
+        if not isinstance(header, dict):
+            raise YalmError(f"{path}: not a quality classifier; {mend}")
+        model = cls(Header.parse(header, str(path)), weights)
+        buckets = 1 << model.header.features.bits
+        if weights.dtype != np.float32 or weights.shape != (buckets,) or not np.isfinite(weights).all():
+            raise YalmError(f"{path}: the weights are not {buckets} finite numbers of 32 bits; {mend}")
         return model
 
 
