@@ -225,7 +225,7 @@ def sets_table(buckets: Sequence[int], sets: Sequence[set[int]], words: Sequence
             "bucket": pa.array(buckets, pa.uint64()),
             "words": pa.array(words, pa.int32()),
             "halvings": pa.array([0] * len(sets), pa.uint8()),
-            "shingles": pa.array([sorted(values) for values in sets], pa.large_list(pa.uint64())),
+            "shingles": pa.array([sorted(values) for values in sets], pa.large_list(pa.uint32())),
         }
     )
 

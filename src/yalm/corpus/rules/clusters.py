@@ -36,12 +36,11 @@ from numpy.typing import NDArray
 from yalm.corpus.rules.duplicates import DuplicatesSettings, band_name
 from yalm.corpus.words import mix
 
-_TOGETHER = 4 << 20  # shingles compared at a time, at some 50 bytes each
+_TOGETHER = 1 << 19  # shingles compared at a time, few enough for the cache
 _MEMBERS = pa.schema([("bucket", pa.uint64()), ("uid", pa.uint64()), ("words", pa.int32())])
 _COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
 STARS = pa.schema([*_COPIES, ("similarity", pa.float64())])
 _LONGEST_FIRST = [("bucket", "ascending"), ("words", "descending"), ("uid", "ascending")]
-_ALL = np.uint64(2**64 - 1)
 
 
 def copies(signature_files: Sequence[Path]) -> pa.Table:
@@ -146,7 +145,7 @@ def unsettled(found: pa.Table, settings: DuplicatesSettings) -> pa.Table:
 
 
 def merged(parts: Sequence[pa.Table]) -> pa.Table:
-    """Tables of stars as one, by uid; a document that fell more than once falls to the most similar, then lowest uid."""
+    """Tables of stars as one, by uid; who fell more than once falls to the most similar, of equals the lowest uid."""
     order = [("uid", "ascending"), ("similarity", "descending"), ("survivor", "ascending")]
     table = pa.concat_tables([STARS.empty_table(), *parts]).sort_by(order)
     return table.filter(pa.array(_heads(table["uid"].to_numpy())))
@@ -195,12 +194,12 @@ class _Sets:
     buckets: NDArray[np.uint64]
     halvings: NDArray[np.uint8]
     offsets: NDArray[np.int64]
-    values: NDArray[np.uint64]
+    values: NDArray[np.uint32]
 
     @classmethod
     def of(cls, table: pa.Table) -> Self:
         """The sets of a table whose columns are one chunk each."""
-        lists = table["shingles"].cast(pa.large_list(pa.uint64())).combine_chunks()
+        lists = table["shingles"].cast(pa.large_list(pa.uint32())).combine_chunks()
         offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(pc.list_value_length(lists).to_numpy())))
         return cls(table["bucket"].to_numpy(), table["halvings"].to_numpy(), offsets, lists.flatten().to_numpy())
 
@@ -219,7 +218,10 @@ class _Sets:
         """How large each set is after so many halvings: (largest number of halvings + 1, sets)."""
         levels = np.arange(int(self.halvings.max()) + 1, dtype=np.uint64)
         return np.stack(
-            [np.add.reduceat(self.values <= _ALL >> level, self.offsets[:-1], dtype=np.int64) for level in levels]
+            [
+                np.add.reduceat(self.values < np.uint64(2**32) >> level, self.offsets[:-1], dtype=np.int64)
+                for level in levels
+            ]
         )
 
 
@@ -231,8 +233,8 @@ def _compare(
     All buckets advance together: in each round the first set left of every bucket is a star, whose values are marked
     and then counted in the others of the bucket. A mark is of a value in a bucket: buckets do not disturb each other.
     """
-    owners = np.repeat(np.arange(len(sets.buckets)), np.diff(sets.offsets))
-    _, marks = np.unique(mix(sets.values ^ mix(sets.buckets)[owners]), return_inverse=True)
+    bucket = np.cumsum(_heads(sets.buckets)).astype(np.uint64) << np.uint64(32)
+    _, marks = np.unique(np.repeat(bucket, np.diff(sets.offsets)) | sets.values, return_inverse=True)
     marked = np.zeros(len(marks), np.uint8)
     sizes = sets.sizes()
     star, similarity = np.full(len(sets.buckets), -1), np.zeros(len(sets.buckets))
