@@ -6,15 +6,18 @@ The steps, each a pure function of tables or files, so that they may run as task
 2. `copies`: of documents with the same words the one of lowest uid goes on.
 3. `members` of every band: those that share its key with another. `shingles_of` all of them, per shard, as files.
 4. For one band after the other: `gather` the shingles of its members still `remaining` into slices; the `stars` of
-   each slice; what they hold has fallen. Memory and disk hold one band's documents at a time.
-5. `unsettled`: documents that fell to one that itself fell later, to a longer one. `gather` and `stars` again.
-6. `clusters`: all that falls, and to which document.
+   each slice; `merged`, they have fallen. Memory and disk hold one band's documents at a time.
+5. `unsettled`: documents that fell to one that itself fell later, to a longer one. `gather` and `stars` again, and
+   `settle`: some stay after all.
+6. `again`: what could not be compared while those were away; `gather`, `stars` and 5, until there is nothing. (Of the
+   documents that change, the longest always falls, so it ends; in practice after two or three rounds.)
+7. `clusters`: all that falls, and to which document.
 
 Within a bucket the longest document is a star: those similar to it fall, the longest that is left is the next star.
 So a document dissimilar to the rest of its bucket parts nobody from anybody, and copies of thousands of pages cost one
 comparison each. Connected components, the usual way, would cut whole chains to one document that is not like most of
-them; here every document that falls was compared with the very one that is kept in its place. The price is that bands
-follow one another (the work within a band is spread) and that a few documents at the end of a chain stay.
+them; here every document that falls was compared with the very one that is kept in its place, and of two that are kept
+and met in a band none is like the other. The price is that bands follow one another; the work within a band is spread.
 
 Tables of members, stars and clusters pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
 """
@@ -33,13 +36,11 @@ from numpy.typing import NDArray
 from yalm.corpus.rules.duplicates import DuplicatesSettings, band_name
 from yalm.corpus.words import mix
 
-_TOGETHER = 4 << 20  # shingles compared at a time, at some 50 bytes each
+_TOGETHER = 1 << 19  # shingles compared at a time, few enough for the cache
 _MEMBERS = pa.schema([("bucket", pa.uint64()), ("uid", pa.uint64()), ("words", pa.int32())])
 _COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
 STARS = pa.schema([*_COPIES, ("similarity", pa.float64())])
-_CLUSTERS = pa.schema([*STARS, ("kind", pa.string())])
 _LONGEST_FIRST = [("bucket", "ascending"), ("words", "descending"), ("uid", "ascending")]
-_ALL = np.uint64(2**64 - 1)
 
 
 def copies(signature_files: Sequence[Path]) -> pa.Table:
@@ -143,25 +144,47 @@ def unsettled(found: pa.Table, settings: DuplicatesSettings) -> pa.Table:
     return pa.table(table)
 
 
-def clusters(copied: pa.Table, found: pa.Table, settled: pa.Table) -> pa.Table:
+def merged(parts: Sequence[pa.Table]) -> pa.Table:
+    """Tables of stars as one, by uid; who fell more than once falls to the most similar, of equals the lowest uid."""
+    order = [("uid", "ascending"), ("similarity", "descending"), ("survivor", "ascending")]
+    table = pa.concat_tables([STARS.empty_table(), *parts]).sort_by(order)
+    return table.filter(pa.array(_heads(table["uid"].to_numpy())))
+
+
+def settle(found: pa.Table, settled: pa.Table) -> pa.Table:
+    """The stars `found`, those of the `unsettled` replaced by `settled`: every survivor is one that is kept."""
+    final = ~np.isin(found["survivor"].to_numpy(), found["uid"].to_numpy())
+    return merged([found.filter(pa.array(final)), settled])
+
+
+def again(bands: Sequence[pa.Table], before: pa.Table, after: pa.Table, settings: DuplicatesSettings) -> pa.Table:
+    """Members of all `bands` in buckets of documents that had fallen `before` and have not `after` it was settled."""
+    returned = np.setdiff1d(before["uid"].to_numpy(), after["uid"].to_numpy())
+    tables = []
+    for band, table in enumerate(bands):
+        table = remaining(table, after, settings)
+        buckets = table["bucket"].to_numpy()
+        touched = np.isin(buckets, buckets[np.isin(table["uid"].to_numpy(), returned)])
+        table = table.set_column(0, "bucket", pa.array(mix(buckets + np.uint64(band))))
+        tables.append(table.filter(pa.array(touched)))
+    return pa.concat_tables(tables)
+
+
+def clusters(copied: pa.Table, found: pa.Table) -> pa.Table:
     """All that falls, by uid: uid, survivor, similarity of the two, and kind, "exact" or "near".
 
-    copied   the result of `copies`
-    found    the `stars` of all bands, together
-    settled  the `stars` of what was `unsettled`; those of it that are not here stay after all
+    copied  the result of `copies`
+    found   the stars, settled
     """
-    uids, survivors = found["uid"].to_numpy(), found["survivor"].to_numpy()
-    final = found.filter(pa.array(~np.isin(survivors, uids)))
-    near = pa.concat_tables([final.select(STARS.names), settled.select(STARS.names)]).sort_by("uid")
-    near_uids, representatives = near["uid"].to_numpy(), copied["survivor"].to_numpy()
-    place = np.minimum(np.searchsorted(near_uids, representatives), max(len(near_uids) - 1, 0))
-    fell = np.isin(representatives, near_uids)
-    survivor, similarity = representatives.copy(), np.ones(len(representatives))
-    survivor[fell] = near["survivor"].to_numpy()[place[fell]]
-    similarity[fell] = near["similarity"].to_numpy()[place[fell]]
-    exact = _stars_table(copied["uid"].to_numpy(), survivor, similarity)
-    kinds = pa.array(np.where(fell, "near", "exact").tolist() + ["near"] * len(near), pa.string())
-    return pa.concat_tables([exact, near]).append_column("kind", kinds).cast(_CLUSTERS).sort_by("uid")
+    uids, representatives = found["uid"].to_numpy(), copied["survivor"].to_numpy()
+    fell = np.isin(representatives, uids)
+    place = np.searchsorted(uids, representatives[fell])
+    survivors, similarity = representatives.copy(), np.ones(len(representatives))
+    survivors[fell] = found["survivor"].to_numpy()[place]
+    similarity[fell] = found["similarity"].to_numpy()[place]
+    kinds = np.concatenate((np.where(fell, "near", "exact"), np.full(len(found), "near")))
+    table = pa.concat_tables([_stars_table(copied["uid"].to_numpy(), survivors, similarity), found])
+    return table.append_column("kind", pa.array(kinds.tolist(), pa.string())).sort_by("uid")
 
 
 @dataclass(frozen=True)
@@ -171,12 +194,12 @@ class _Sets:
     buckets: NDArray[np.uint64]
     halvings: NDArray[np.uint8]
     offsets: NDArray[np.int64]
-    values: NDArray[np.uint64]
+    values: NDArray[np.uint32]
 
     @classmethod
     def of(cls, table: pa.Table) -> Self:
         """The sets of a table whose columns are one chunk each."""
-        lists = table["shingles"].cast(pa.large_list(pa.uint64())).combine_chunks()
+        lists = table["shingles"].cast(pa.large_list(pa.uint32())).combine_chunks()
         offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(pc.list_value_length(lists).to_numpy())))
         return cls(table["bucket"].to_numpy(), table["halvings"].to_numpy(), offsets, lists.flatten().to_numpy())
 
@@ -195,7 +218,10 @@ class _Sets:
         """How large each set is after so many halvings: (largest number of halvings + 1, sets)."""
         levels = np.arange(int(self.halvings.max()) + 1, dtype=np.uint64)
         return np.stack(
-            [np.add.reduceat(self.values <= _ALL >> level, self.offsets[:-1], dtype=np.int64) for level in levels]
+            [
+                np.add.reduceat(self.values < np.uint64(2**32) >> level, self.offsets[:-1], dtype=np.int64)
+                for level in levels
+            ]
         )
 
 
@@ -207,8 +233,8 @@ def _compare(
     All buckets advance together: in each round the first set left of every bucket is a star, whose values are marked
     and then counted in the others of the bucket. A mark is of a value in a bucket: buckets do not disturb each other.
     """
-    owners = np.repeat(np.arange(len(sets.buckets)), np.diff(sets.offsets))
-    _, marks = np.unique(mix(sets.values ^ mix(sets.buckets)[owners]), return_inverse=True)
+    bucket = np.cumsum(_heads(sets.buckets)).astype(np.uint64) << np.uint64(32)
+    _, marks = np.unique(np.repeat(bucket, np.diff(sets.offsets)) | sets.values, return_inverse=True)
     marked = np.zeros(len(marks), np.uint8)
     sizes = sets.sizes()
     star, similarity = np.full(len(sets.buckets), -1), np.zeros(len(sets.buckets))

@@ -138,7 +138,7 @@ def csv_rows(file: Path, advance: Callable[[int], None], delimiter: str = ",") -
     try:
         with io.TextIOWrapper(open_bytes(file, advance), "utf-8-sig", "replace", newline="") as text:
             for number, row in enumerate(csv.DictReader(text, delimiter=delimiter), start=1):
-                row.pop(None, None)  # type: ignore[call-overload]  # what stands beyond the last name
+                row.pop(None, None)  # what stands beyond the last name
                 yield number, row
     except csv.Error:
         yield number + 1, Reject(f"{file}:{number + 1}", "broken CSV")
@@ -147,7 +147,7 @@ def csv_rows(file: Path, advance: Callable[[int], None], delimiter: str = ",") -
 
 
 def _batch_rows(file: Path, batch: pa.RecordBatch, before: int) -> Iterator[Row]:
-    """The rows of a batch; one that Python cannot hold (bytes that are no UTF-8, times beyond its years) is a reject."""
+    """The rows of a batch; one that Python cannot hold (bytes not in UTF-8, times beyond its years) is a reject."""
     for column, field in enumerate(batch.schema):
         if pa.types.is_timestamp(field.type) and field.type.unit == "ns":  # Python's times are microseconds
             micro = pa.timestamp("us", field.type.tz)
