@@ -8,7 +8,7 @@ similar documents meet (locality-sensitive hashing; Leskovec, Rajaraman and Ullm
 
 The permutations of MinHash are multiplications of the shingles' hashes, themselves well mixed, by odd numbers modulo
 2^64 (Dietzfelbinger et al. 1997), in blocks that stay in the cache: a signature then costs less than finding the words.
-Daft's own minhash takes two thirds of the time, but keeps to itself the shingles that are to be compared.
+Daft's own minhash takes three quarters of the time, but keeps to itself the shingles that are to be compared.
 """
 
 from collections.abc import Iterator
