@@ -16,8 +16,9 @@ The steps, each a pure function of tables or files, so that they may run as task
 Within a bucket the longest document is a star: those similar to it fall, the longest that is left is the next star.
 So a document dissimilar to the rest of its bucket parts nobody from anybody, and copies of thousands of pages cost one
 comparison each. Connected components, the usual way, would cut whole chains to one document that is not like most of
-them; here every document that falls was compared with the very one that is kept in its place, and of two that are kept
-and met in a band none is like the other. The price is that bands follow one another; the work within a band is spread.
+them; here every document that falls was compared with the very one that is kept in its place, and two that are kept and
+met in a band are not alike, unless that bucket had more stars than settings.leaders. The price is that bands follow one
+another; the work within a band is spread.
 
 Tables of members, stars and clusters pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
 """

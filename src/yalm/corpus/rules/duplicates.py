@@ -7,8 +7,8 @@ similar documents meet (locality-sensitive hashing; Leskovec, Rajaraman and Ullm
 3). Documents that met are then compared by the shingles themselves, the very same ones (`clusters`).
 
 The permutations of MinHash are multiplications of the shingles' hashes, themselves well mixed, by odd numbers modulo
-2^64 (Dietzfelbinger et al. 1997): over blocks that stay in the cache, NumPy does about one a third of a nanosecond, so
-that a signature costs little beside finding the words.
+2^64 (Dietzfelbinger et al. 1997), in blocks that stay in the cache: a signature then costs less than finding the words.
+Daft's own minhash takes three quarters of the time, but keeps to itself the shingles that are to be compared.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from pydantic import Field
 from yalm.config import Settings
 from yalm.corpus.words import Hashes, Words, mix, utf8_buffer
 
-_BLOCK = 512 << 10  # bytes of text worked on at a time, few enough for the cache
+_BLOCK = 256 << 10  # bytes of text worked on at a time, few enough for the cache
 _CACHED = 1 << 14  # shingles permuted at a time
 _POWER = np.uint64(0x9E3779B97F4A7C15)
 _CHECK = np.uint64(0xD1342543DE82EF95)
@@ -159,10 +159,10 @@ def _minima(shingles: Hashes, size: int, seed: int) -> NDArray[np.uint64]:
 def _fold(hashes: Hashes, factor: np.uint64) -> NDArray[np.uint64]:
     """One number for each document's sequence of hashes: a polynomial in `factor`, modulo 2^64."""
     longest = int(hashes.counts.max(initial=0))
-    powers = np.cumprod(np.full(longest + 1, factor))
+    powers = np.cumprod(np.full(longest, factor))
     place = np.arange(len(hashes.values)) - np.repeat(hashes.offsets[:-1], hashes.counts)
     sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(mix(hashes.values ^ factor) * powers[place])))
-    return mix((sums[hashes.offsets[1:]] - sums[hashes.offsets[:-1]]) + powers[hashes.counts])
+    return mix(sums[hashes.offsets[1:]] - sums[hashes.offsets[:-1]])
 
 
 def _distinct(hashes: Hashes) -> Hashes:
