@@ -50,13 +50,50 @@ class Verdict:
     """What a rule says of a batch, in arrays of one value a document.
 
     drop       which documents fall
+    cause      the measure that made each of them fall, empty for those that stay
     measures   the numbers this was decided by, under the names that reports show; NaN where one does not apply
     columns    columns of the table that change (the mended text, the language found)
     """
 
     drop: NDArray[np.bool_]
+    cause: NDArray[np.str_]
     measures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     columns: Mapping[str, pa.Array] = field(default_factory=dict)
+
+
+class ByLanguage(Settings):
+    """A threshold that differs between languages; texts of any other language have none."""
+
+    ru: float
+    en: float
+
+    def of(self, languages: NDArray[np.str_]) -> NDArray[np.float64]:
+        """The threshold of each document; NaN, which nothing is above or below, where there is none."""
+        return np.select([languages == "ru", languages == "en"], [self.ru, self.en], np.nan)
+
+
+Limit = float | NDArray[np.float64] | None
+
+
+def decide(
+    measures: Mapping[str, NDArray[np.float64]],
+    limits: Mapping[str, tuple[Limit, Limit]],
+    columns: Mapping[str, pa.Array] | None = None,
+) -> Verdict:
+    """The verdict that drops what lies below the first or above the second limit of any measure.
+
+    The first of `limits` that is passed is the cause. A document at a limit stays; a measure that is NaN drops nothing.
+    """
+    cause = np.full(len(next(iter(measures.values()))), "", dtype=object)
+    for name, (low, high) in limits.items():
+        values, passed = measures[name], np.zeros(len(cause), bool)
+        if low is not None:
+            passed |= values < low
+        if high is not None:
+            passed |= values > high
+        cause[passed & (cause == "")] = name
+    names = cause.astype(np.str_)
+    return Verdict(names != "", names, measures, columns or {})
 
 
 class Rule(Settings):

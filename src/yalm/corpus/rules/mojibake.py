@@ -1,0 +1,154 @@
+"""Text that was read in the wrong encoding, read back: "РџСЂРёРІРµС‚", "Ïðèâåò", "â€™".
+
+Two mistakes are undone. UTF-8 read as an encoding of one byte a character leaves sequences that spell valid UTF-8:
+proof enough, so they are replaced wherever they stand, up to three times over. A Russian encoding read as another of
+one byte a character proves nothing by itself, so such text is read back only if that turns letters of unlikely
+frequency into Russian ones: the mean information of a letter, in bits, under the letter frequencies of Russian
+(Lyashevskaya and Sharov 2009, the dictionary of the Russian National Corpus). Only lines that look suspicious are
+touched. Everything here is Python over single texts, so callers pass only what `MISREAD` and `MIXED_UP` find: they
+are patterns of RE2 too, which looks through whole batches.
+
+ftfy does the first half for more encodings; it is not used, for its codecs cannot be loaded beside packages that
+register a codec of their own for any name, and because Russian mix-ups are beyond it.
+"""
+
+import codecs
+import math
+import re
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+# Per mille, most frequent first; ё and ъ share the last place.
+_FREQUENCIES = dict(
+    zip(
+        "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфёъ",
+        [110, 85, 80, 74, 67, 63, 55, 47, 45, 44, 35, 32, 30, 28, 26, 20, 19, 17.4, 17, 16.5, 16, 14.4, 12, 9.7, 9.4]
+        + [7.3, 6.4, 4.8, 3.6, 3.2, 2.6, 0.4, 0.4],
+        strict=True,
+    )
+)
+_BITS = {letter: -math.log2(share / 1000) for letter, share in _FREQUENCIES.items()}
+_BITS |= {letter.upper(): bits for letter, bits in _BITS.items()}
+_FOREIGN = 12.0  # bits of a character that Russian does not have, or of a capital after a small letter
+_NEUTRAL = frozenset("«»—–“”„‘’…№")
+_INNER_CAPITAL = re.compile("(?<=[а-яё])[А-ЯЁ]")
+_SAMPLE = 20  # suspicious places looked at
+_SURE_LETTERS, _SURE_BITS, _SURE_GAIN = 16, 5.2, 0.8  # Russian has 4.45 bits a letter, its mix-ups above 5.5
+
+_READ_AS = ("cp1252", "cp1251", "koi8_r", "cp866")
+_PAIRS = (
+    ("cp1252", "cp1251"),
+    ("cp1252", "koi8_r"),
+    ("cp1251", "koi8_r"),
+    ("koi8_r", "cp1251"),
+    ("cp1251", "cp866"),
+    ("cp866", "cp1251"),
+)
+
+
+def _characters(encoding: str) -> list[str]:
+    """What each byte reads as; a byte the encoding leaves open reads as the control character of that number."""
+    return [bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in range(256)]
+
+
+class _Reading(NamedTuple):
+    """One encoding: the byte of each character, and its look of UTF-8 sequences (single, and run of several)."""
+
+    to_byte: dict[int, int]
+    sequence: str
+
+
+def _reading(encoding: str) -> _Reading:
+    characters = _characters(encoding)
+    to_byte = {ord(character): byte for byte, character in enumerate(characters)}
+    if encoding == "cp1252":  # and Latin-1, which differs only here
+        to_byte |= {byte: byte for byte in range(0x80, 0xA0)}
+
+    def class_of(first: int, last: int) -> str:
+        return "[" + "".join(re.escape(chr(c)) for c, byte in to_byte.items() if first <= byte <= last) + "]"
+
+    tail = class_of(0x80, 0xBF)
+    if encoding == "cp1252":  # Latin, Greek and Cyrillic letters; everything up to U+FFFF; emoji and the like
+        two = class_of(0xC2, 0xC5)[:-1] + class_of(0xCE, 0xD3)[1:] + tail
+        return _Reading(to_byte, f"{two}|{class_of(0xE1, 0xEF)}{tail}{{2}}|{class_of(0xF0, 0xF3)}{tail}{{3}}")
+    # Elsewhere leads of three bytes are common letters, so only Russian, its quotes and its dashes are looked for.
+    two = class_of(0xC2, 0xC2)[:-1] + class_of(0xD0, 0xD1)[1:] + tail
+    return _Reading(to_byte, f"{two}|{class_of(0xE2, 0xE2)}{class_of(0x80, 0x80)}{tail}|{class_of(0xE2, 0xE2)}"
+                    f"{class_of(0x84, 0x84)}{tail}")
+
+
+_READINGS = {encoding: _reading(encoding) for encoding in {*_READ_AS, *(wrong for wrong, _ in _PAIRS)}}
+_SEQUENCES = {encoding: re.compile(f"(?:{_READINGS[encoding].sequence})+") for encoding in _READ_AS}
+# One sequence in cp1252 is proof; in the Cyrillic encodings "В»" and "С…" are honest text, three in a row are not.
+_PROOFS = {
+    encoding: re.compile(f"(?:{_READINGS[encoding].sequence})" + ("" if encoding == "cp1252" else "{3}"))
+    for encoding in _READ_AS
+}
+
+_GARBLED_LETTERS = "ЎўҐЄЇ¤¦§Ё©¬®"
+MIXED_UP = "|".join(
+    (
+        "[À-ÖØ-öø-ÿ]{4}",  # cp1251 or KOI8 as Latin-1
+        "[а-яё][А-ЯЁ]{2}",  # KOI8 and cp1251 swap the cases of letters
+        "[А-ЯЁ]{3}[^а-яё\n]{40}",
+        f"[{_GARBLED_LETTERS}][а-п{_GARBLED_LETTERS}]{{3}}",  # cp866 as cp1251
+        "[р-яЁё]{2}[ЄєЇїЎў°∙√№¤■][р-яЁёЄєЇїЎў°∙·√№¤■]",  # cp1251 as cp866
+    )
+)
+MISREAD = "|".join(pattern.pattern for pattern in _PROOFS.values())
+_MIXED_UP = re.compile(MIXED_UP)
+
+
+def repair_utf8(text: str) -> str:
+    """`text` with its sequences of misread UTF-8 read back: those misread once, twice, three times."""
+    for _ in range(3):
+        before = text
+        for encoding in _READ_AS:
+            if _PROOFS[encoding].search(text):
+                text = _SEQUENCES[encoding].sub(partial(_decode, to_byte=_READINGS[encoding].to_byte), text)
+        if text == before:
+            break
+    return text
+
+
+def _decode(match: re.Match[str], to_byte: dict[int, int]) -> str:
+    try:
+        return codecs.charmap_encode(match[0], "strict", to_byte)[0].decode("utf-8")
+    except UnicodeDecodeError:
+        return match[0]
+
+
+def repair_russian(text: str) -> str:
+    """`text` with its mixed-up lines read back, if one mix-up explains the suspicious ones; otherwise as it was."""
+    lines: dict[str, None] = {}
+    for match in islice(_MIXED_UP.finditer(text), _SAMPLE):
+        end = text.find("\n", match.end())
+        lines[text[text.rfind("\n", 0, match.start()) + 1 : end if end >= 0 else None]] = None
+    sample = "\n".join(lines)[:2000]
+    bits, letters = _information(sample)
+    if letters < _SURE_LETTERS:
+        return text
+    there, wrong, right = min((_information(_read_back(sample, *pair))[0], *pair) for pair in _PAIRS)
+    if there > _SURE_BITS or there > bits - _SURE_GAIN:
+        return text
+    old, new = text.split("\n"), _read_back(text, wrong, right).split("\n")
+    return "\n".join(b if _information(b)[0] < _information(a)[0] else a for a, b in zip(old, new, strict=True))
+
+
+def _read_back(text: str, wrong: str, right: str) -> str:
+    """`text`, read as `wrong`, in its right encoding; a line that `wrong` or `right` cannot hold stays."""
+    lines = []
+    for line in text.split("\n"):
+        try:
+            lines.append(codecs.charmap_encode(line, "strict", _READINGS[wrong].to_byte)[0].decode(right))
+        except UnicodeError:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _information(text: str) -> tuple[float, int]:
+    """Bits a letter under the letter frequencies of Russian, and how many letters: those beyond ASCII."""
+    letters = [character for character in text if character > "\x7f" and character not in _NEUTRAL and not character.isspace()]
+    total = sum(_BITS.get(letter, _FOREIGN) for letter in letters) + _FOREIGN * len(_INNER_CAPITAL.findall(text))
+    return total / len(letters) if letters else 0.0, len(letters)
