@@ -77,7 +77,7 @@ _KINDRED_LETTERS = "іїєґў"
 _COMMON_BITS = 2  # advantage of windows-1251, which is far more common than the others
 _DECLARED_BITS = 10  # advantage of what is declared
 _RUSSIAN_BITS = 7.0  # a byte: Russian takes 4 to 6.5 (capitals), other languages and other alphabets 7.5 and more
-_SAMPLE = 1 << 14  # bytes beyond ASCII that are looked at
+_SAMPLE = 1 << 14  # bytes that are looked at
 
 
 def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
@@ -101,8 +101,8 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
     whole = len(around) - len(around.encode("ascii", "ignore")) - broken
     if whole > 3 * broken:  # UTF-8 that was cut or damaged
         return data.decode("utf-8", "replace"), "utf-8"
-    name = _legacy(data, _codec(declared))
-    return data.decode(name, "replace"), name
+    legacy = _legacy(data, _codec(declared))
+    return data.decode(legacy, "replace"), legacy
 
 
 def _codec(label: str | None) -> str | None:
@@ -127,8 +127,8 @@ def _legacy(data: bytes, declared: str | None) -> str:
             return declared
         except UnicodeDecodeError:
             pass
-    found: str = detect_encoding(data)
-    return "cp1252" if found.startswith("utf-") else found
+    found = detect_encoding(data)
+    return "cp1252" if found is None or found.startswith("utf-") else found
 
 
 def _most_russian(data: bytes, declared: str | None) -> tuple[str, float]:
