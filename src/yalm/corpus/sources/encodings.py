@@ -74,17 +74,17 @@ _CLASS_BITS = (
 )
 _MARKS = "«»—–“”„…№©§°’\xa0"
 _KINDRED_LETTERS = "іїєґў"
-_COMMON_BITS = 2  # advantage of windows-1251, which is far more common than the others
+_RARE_BITS = 4  # disadvantage of mac-cyrillic, which is far rarer than the others
 _DECLARED_BITS = 10  # advantage of what is declared
 _RUSSIAN_BITS = 7.0  # a byte: Russian takes 4 to 6.5 (capitals), other languages and other alphabets 7.5 and more
-_SAMPLE = 1 << 14  # bytes beyond ASCII that are looked at
+_SAMPLE = 1 << 14  # bytes that are looked at
 
 
 def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
     """The text of `data` and the name of its encoding; `declared` is what a header or the text itself says of it.
 
-    What cannot be decoded becomes U+FFFD; byte order marks are removed. A text in mac-cyrillic of a sentence or two
-    may be taken for windows-1251, from which it differs only in capitals, `я` and dashes.
+    What cannot be decoded becomes U+FFFD; byte order marks are removed. One sentence in mac-cyrillic may be taken for
+    windows-1251, from which it differs only in capitals, `я` and dashes.
     """
     for mark, name in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
         if data.startswith(mark):
@@ -101,8 +101,8 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
     whole = len(around) - len(around.encode("ascii", "ignore")) - broken
     if whole > 3 * broken:  # UTF-8 that was cut or damaged
         return data.decode("utf-8", "replace"), "utf-8"
-    name = _legacy(data, _codec(declared))
-    return data.decode(name, "replace"), name
+    legacy = _legacy(data, _codec(declared))
+    return data.decode(legacy, "replace"), legacy
 
 
 def _codec(label: str | None) -> str | None:
@@ -127,8 +127,8 @@ def _legacy(data: bytes, declared: str | None) -> str:
             return declared
         except UnicodeDecodeError:
             pass
-    found: str = detect_encoding(data)
-    return "cp1252" if found.startswith("utf-") else found
+    found = detect_encoding(data)
+    return "cp1252" if found is None or found.startswith("utf-") else found
 
 
 def _most_russian(data: bytes, declared: str | None) -> tuple[str, float]:
@@ -139,7 +139,7 @@ def _most_russian(data: bytes, declared: str | None) -> tuple[str, float]:
     firsts = np.concatenate([padded[places - 1], padded[ends]])
     seconds = np.concatenate([padded[places], padded[ends + 1]])
     bits = {name: float(_bits(name)[firsts, seconds].sum()) for name in _RUSSIAN}
-    advantage = {"cp1251": _COMMON_BITS, declared: _DECLARED_BITS}
+    advantage = {"mac-cyrillic": -_RARE_BITS, declared: _DECLARED_BITS}
     best = min(bits, key=lambda name: bits[name] - advantage.get(name, 0))
     return best, bits[best] / len(places)
 

@@ -156,10 +156,17 @@ class _Stream(io.BufferedIOBase):
         self._chunks = chunks
         self._chunk = b""
         self._start = 0
+        self._position = 0
         self._error: BrokenFile | None = None
 
     def readable(self) -> bool:
         return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Only what `tell` asks for."""
+        if (offset, whence) != (0, io.SEEK_CUR):
+            raise io.UnsupportedOperation("a stream of compressed data has no way back")
+        return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = -1 if size is None else size
@@ -198,4 +205,5 @@ class _Stream(io.BufferedIOBase):
         end = len(self._chunk) if size < 0 else min(self._start + size, len(self._chunk))
         part = self._chunk[self._start : end]
         self._start = end
+        self._position += len(part)
         return part
