@@ -8,6 +8,7 @@ answer in any process, so that they run anywhere and a shard can be made again.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -53,12 +54,14 @@ class Verdict:
     cause      the measure that made each of them fall, empty for those that stay
     measures   the numbers this was decided by, under the names that reports show; NaN where one does not apply
     columns    columns of the table that change (the mended text, the language found)
+    reason     the measure each dropped document fell by, empty for the others; None where there is but one measure
     """
 
     drop: NDArray[np.bool_]
     cause: NDArray[np.str_]
     measures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     columns: Mapping[str, pa.Array] = field(default_factory=dict)
+    reason: NDArray[np.str_] | None = None
 
 
 class ByLanguage(Settings):
@@ -100,6 +103,11 @@ class Rule(Settings):
     """A rule on single documents. `name` is what settings, reports and `--why-dropped` call it."""
 
     name: ClassVar[str]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files outside that its verdicts depend on: other content of them makes other results."""
+        return ()
 
     def judge(self, batch: Batch) -> Verdict:
         """What becomes of each document of the batch."""
