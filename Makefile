@@ -16,7 +16,7 @@ demo: $(VENV)/.stamp-demo
 test: $(VENV)/.stamp-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-slow: $(VENV)/.stamp-test
+test-slow: $(VENV)/.stamp-test $(VENV)/.stamp-cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.stamp-dev

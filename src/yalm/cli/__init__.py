@@ -8,17 +8,18 @@ import sys
 
 import typer
 
-from yalm.cli import convert, demo, generate, model, report, tokenizer, tokens, train
+from yalm.cli import convert, corpus, demo, generate, model, report, tokenizer, tokens, train
 from yalm.errors import YalmError
 
 app = typer.Typer(
     name="yalm",
-    help="The open, end-to-end YaLM system: tokens, training and generation of Russian-English language models.",
+    help="The open, end-to-end YaLM system: corpus, training and generation of Russian-English language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(model.app, name="model")
+app.add_typer(corpus.app, name="corpus")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(tokens.app, name="tokens")
 app.command()(train.train)

@@ -18,7 +18,7 @@ CLEAN = {
     "en": (
         "The ferry left at six, while the fog still hid the far bank of the river. My aunt had packed bread, two apples"
         " and a letter that she would not let me read. We sat on the upper deck, counted the buoys and argued about the"
-        " name of every bird that crossed our wake. By noon the wind had turned, and with it the mood of the whole boat:"
+        " name of every bird that we met. By noon the wind had turned, and with it the mood of the whole boat:"
         " people who had kept to themselves began to talk, somebody found a guitar, and I fell asleep on a coil of rope."
     ),
     "ru": (
@@ -85,9 +85,9 @@ def test_a_batch_split_in_two_gives_the_same_verdicts(values: list[str], languag
 def judged(text: str, language: str) -> str:
     """The reason the defaults give; empty if the text is kept."""
     verdict = Repetition().judge(batch([text], [language]))
-    assert verdict.reason is not None
-    assert bool(verdict.drop[0]) == (str(verdict.reason[0]) != "")
-    return str(verdict.reason[0])
+    assert verdict.cause is not None
+    assert bool(verdict.drop[0]) == (str(verdict.cause[0]) != "")
+    return str(verdict.cause[0])
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])
@@ -157,5 +157,5 @@ def test_a_text_at_the_bound_stays_and_beyond_it_falls_by_that_measure(name: str
     over = Repetition.model_validate({**open_bounds, "min_words": 1, bound: beyond}).judge(batch([text], [""]))
     assert not at_bound.drop[0]
     assert over.drop[0]
-    assert over.reason is not None
-    assert over.reason[0] == f"repetition.{name}"
+    assert over.cause is not None
+    assert over.cause[0] == f"repetition.{name}"

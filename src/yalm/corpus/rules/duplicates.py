@@ -35,19 +35,19 @@ class DuplicatesSettings(Settings):
     bands of 6 rows: 0.992 at s = 0.8, 0.9999 at 0.9; but also 0.22 at 0.5, which costs comparisons and nothing else.
     """
 
-    similarity: float = Field(0.8, gt=0, le=1)
-    shingle_words: int = Field(5, ge=1)
-    bands: int = Field(16, ge=1, le=100)
-    rows: int = Field(6, ge=1)
-    seed: int = Field(1, ge=0)
-    shingle_limit: int = Field(16_384, ge=64)
+    similarity: float = Field(default=0.8, gt=0, le=1)
+    shingle_words: int = Field(default=5, ge=1)
+    bands: int = Field(default=16, ge=1, le=100)
+    rows: int = Field(default=6, ge=1)
+    seed: int = Field(default=1, ge=0)
+    shingle_limit: int = Field(default=16_384, ge=64)
     """Shingles kept of a document for comparing. Of a longer one a half, a quarter, ... is kept, the same of all
     documents, so that at least half of this number is compared: the standard error of a similarity s is then at most
     sqrt(2 s (1 - s) / shingle_limit), 0.0044 at 0.8."""
-    leaders: int = Field(64, ge=1)
+    leaders: int = Field(default=64, ge=1)
     """Documents of one bucket that others are compared with, so that a bucket costs no more than this many comparisons
     a document. Those similar to none of them are left to the other bands."""
-    bucket_limit: int = Field(65_536, ge=2)
+    bucket_limit: int = Field(default=65_536, ge=2)
     """Documents compared with one another, so that memory is bounded: a larger bucket is cut, by length, into several,
     whose stars meet in the next band."""
 

@@ -33,14 +33,14 @@ class Length(Rule):
 
     name: ClassVar[str] = "length"
 
-    min_characters: ByLanguage = Field(ByLanguage(ru=30, en=30), description="fewest characters")
-    max_characters: ByLanguage = Field(ByLanguage(ru=5e6, en=5e6), description="most characters")
-    min_words: ByLanguage = Field(ByLanguage(ru=5, en=6), description="fewest words")
-    max_words: ByLanguage = Field(ByLanguage(ru=8e5, en=1e6), description="most words")
-    min_sentences: ByLanguage = Field(ByLanguage(ru=1, en=1), description="fewest natural sentences")
-    sentences_from: int = Field(100, ge=0, description="words from which a text must have natural sentences")
-    sentence_words: int = Field(4, ge=1, le=50, description="fewest words of a natural sentence")
-    sentence_letters: float = Field(0.7, ge=0, le=1, description="least share of letters in a natural sentence")
+    min_characters: ByLanguage = Field(default=ByLanguage(ru=30, en=30), description="fewest characters")
+    max_characters: ByLanguage = Field(default=ByLanguage(ru=5e6, en=5e6), description="most characters")
+    min_words: ByLanguage = Field(default=ByLanguage(ru=5, en=6), description="fewest words")
+    max_words: ByLanguage = Field(default=ByLanguage(ru=8e5, en=1e6), description="most words")
+    min_sentences: ByLanguage = Field(default=ByLanguage(ru=1, en=1), description="fewest natural sentences")
+    sentences_from: int = Field(default=100, ge=0, description="words from which a text must have natural sentences")
+    sentence_words: int = Field(default=4, ge=1, le=50, description="fewest words of a natural sentence")
+    sentence_letters: float = Field(default=0.7, ge=0, le=1, description="least share of letters in a natural sentence")
 
     def judge(self, batch: Batch) -> Verdict:
         """Measures length.characters, length.words and length.sentences. An empty text always falls."""

@@ -23,8 +23,10 @@ from typing import NamedTuple
 _FREQUENCIES = dict(
     zip(
         "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфёъ",
-        [110, 85, 80, 74, 67, 63, 55, 47, 45, 44, 35, 32, 30, 28, 26, 20, 19, 17.4, 17, 16.5, 16, 14.4, 12, 9.7, 9.4]
-        + [7.3, 6.4, 4.8, 3.6, 3.2, 2.6, 0.4, 0.4],
+        (
+            *(110, 85, 80, 74, 67, 63, 55, 47, 45, 44, 35, 32, 30, 28, 26, 20, 19, 17.4, 17, 16.5, 16, 14.4, 12, 9.7),
+            *(9.4, 7.3, 6.4, 4.8, 3.6, 3.2, 2.6, 0.4, 0.4),
+        ),
         strict=True,
     )
 )
@@ -74,8 +76,10 @@ def _reading(encoding: str) -> _Reading:
         return _Reading(to_byte, f"{two}|{class_of(0xE1, 0xEF)}{tail}{{2}}|{class_of(0xF0, 0xF3)}{tail}{{3}}")
     # Elsewhere leads of three bytes are common letters, so only Russian, its quotes and its dashes are looked for.
     two = class_of(0xC2, 0xC2)[:-1] + class_of(0xD0, 0xD1)[1:] + tail
-    return _Reading(to_byte, f"{two}|{class_of(0xE2, 0xE2)}{class_of(0x80, 0x80)}{tail}|{class_of(0xE2, 0xE2)}"
-                    f"{class_of(0x84, 0x84)}{tail}")
+    return _Reading(
+        to_byte,
+        f"{two}|{class_of(0xE2, 0xE2)}{class_of(0x80, 0x80)}{tail}|{class_of(0xE2, 0xE2)}{class_of(0x84, 0x84)}{tail}",
+    )
 
 
 _READINGS = {encoding: _reading(encoding) for encoding in {*_READ_AS, *(wrong for wrong, _ in _PAIRS)}}
@@ -149,6 +153,8 @@ def _read_back(text: str, wrong: str, right: str) -> str:
 
 def _information(text: str) -> tuple[float, int]:
     """Bits a letter under the letter frequencies of Russian, and how many letters: those beyond ASCII."""
-    letters = [character for character in text if character > "\x7f" and character not in _NEUTRAL and not character.isspace()]
+    letters = [
+        character for character in text if character > "\x7f" and character not in _NEUTRAL and not character.isspace()
+    ]
     total = sum(_BITS.get(letter, _FOREIGN) for letter in letters) + _FOREIGN * len(_INNER_CAPITAL.findall(text))
     return total / len(letters) if letters else 0.0, len(letters)

@@ -182,6 +182,11 @@ class Quality(Rule):
     noise: Literal["none", "pareto"] = "none"
     alpha: float = Field(default=9, gt=0)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The classifiers."""
+        return tuple(Path(path) for path in (self.model, *self.models.values()) if path is not None)
+
     @cached_property
     def _loaded(self) -> dict[str, QualityModel]:
         """The models by language, that of all others under the empty name."""
@@ -198,7 +203,9 @@ class Quality(Rule):
         kept = probability
         if self.noise == "pareto":
             kept = probability + lomax(batch.table["id"].combine_chunks(), self.alpha)
-        return Verdict(kept < self.threshold, {"quality.probability": probability})
+        drop = kept < self.threshold
+        cause = np.where(drop, "quality.probability", "")
+        return Verdict(drop, cause, {"quality.probability": probability})
 
 
 def lomax(ids: pa.StringArray, alpha: float) -> NDArray[np.float64]:

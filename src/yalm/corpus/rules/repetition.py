@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from yalm.corpus.rules.rule import Batch, Rule, Verdict
+from yalm.corpus.rules.rule import Batch, Rule, Verdict, decide
 from yalm.corpus.words import Hashes, Words, mix
 
 _STOP_WORDS = {
@@ -55,7 +55,7 @@ class Repetition(Rule):
     )
 
     def judge(self, batch: Batch) -> Verdict:
-        """Measures the six shares and counts named in the settings; `reason` is the first of them out of bounds."""
+        """Measures the six shares and counts named in the settings."""
         words = batch.words
         single, pairs = _Counts.of(words.hashes), _Counts.of(words.shingles(2))
         runs = _Counts.of(words.shingles(5))
@@ -69,13 +69,15 @@ class Repetition(Rule):
             "repetition.stop_words": self._stop_words(words, batch.languages),
         }
         measures = {name: np.where(measured, values, np.nan) for name, values in measures.items()}
-        most = (self.max_repeated_lines, self.max_repeated_runs, self.max_top_pair, self.max_top_word)
-        least = (self.min_richness, float(self.min_stop_words))
-        values = list(measures.values())
-        outside = [value > bound for value, bound in zip(values, most, strict=False)]
-        outside += [value < bound for value, bound in zip(values[len(most) :], least, strict=True)]
-        reason = np.select(outside, list(measures), "").astype(np.str_)
-        return Verdict(reason != "", measures, reason=reason)
+        limits = {
+            "repetition.repeated_lines": (None, self.max_repeated_lines),
+            "repetition.repeated_runs": (None, self.max_repeated_runs),
+            "repetition.top_pair": (None, self.max_top_pair),
+            "repetition.top_word": (None, self.max_top_word),
+            "repetition.richness": (self.min_richness, None),
+            "repetition.stop_words": (float(self.min_stop_words), None),
+        }
+        return decide(measures, limits)
 
     def _stop_words(self, words: Words, languages: NDArray[np.str_]) -> NDArray[np.float64]:
         """How many of its language's stop words each document uses, NaN where the language has none."""

@@ -54,14 +54,12 @@ class Verdict:
     cause      the measure that made each of them fall, empty for those that stay
     measures   the numbers this was decided by, under the names that reports show; NaN where one does not apply
     columns    columns of the table that change (the mended text, the language found)
-    reason     the measure each dropped document fell by, empty for the others; None where there is but one measure
     """
 
     drop: NDArray[np.bool_]
     cause: NDArray[np.str_]
     measures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     columns: Mapping[str, pa.Array] = field(default_factory=dict)
-    reason: NDArray[np.str_] | None = None
 
 
 class ByLanguage(Settings):
@@ -75,12 +73,12 @@ class ByLanguage(Settings):
         return np.select([languages == "ru", languages == "en"], [self.ru, self.en], np.nan)
 
 
-Limit = float | NDArray[np.float64] | None
+Limit = float | NDArray[np.float64]
 
 
 def decide(
     measures: Mapping[str, NDArray[np.float64]],
-    limits: Mapping[str, tuple[Limit, Limit]],
+    limits: Mapping[str, tuple[Limit | None, Limit | None]],
     columns: Mapping[str, pa.Array] | None = None,
 ) -> Verdict:
     """The verdict that drops what lies below the first or above the second limit of any measure.

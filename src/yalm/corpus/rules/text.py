@@ -69,12 +69,20 @@ class Unicode(Rule):
 
     name: ClassVar[str] = "unicode"
 
-    repair: bool = Field(True, description="read text back that was read in a wrong encoding, where that is sure")
-    fold: bool = Field(False, description="typographic quotes, dashes and ellipses become ASCII ones")
-    max_replacement: float = Field(0.001, ge=0, le=1, description="largest share of characters that are U+FFFD")
-    max_mojibake: float = Field(0.02, ge=0, le=1, description="largest share of characters in mojibake after repair")
-    strip_markup: float = Field(0.005, ge=0, le=1, description="share of characters in HTML above which it is removed")
-    max_markup: float = Field(0.3, ge=0, le=1, description="largest share of characters in HTML tags and entities")
+    repair: bool = Field(
+        default=True, description="read text back that was read in a wrong encoding, where that is sure"
+    )
+    fold: bool = Field(default=False, description="typographic quotes, dashes and ellipses become ASCII ones")
+    max_replacement: float = Field(default=0.001, ge=0, le=1, description="largest share of characters that are U+FFFD")
+    max_mojibake: float = Field(
+        default=0.02, ge=0, le=1, description="largest share of characters in mojibake after repair"
+    )
+    strip_markup: float = Field(
+        default=0.005, ge=0, le=1, description="share of characters in HTML above which it is removed"
+    )
+    max_markup: float = Field(
+        default=0.3, ge=0, le=1, description="largest share of characters in HTML tags and entities"
+    )
 
     def judge(self, batch: Batch) -> Verdict:
         """Measures unicode.replacement, unicode.mojibake and unicode.markup; changes the texts."""
