@@ -65,14 +65,15 @@ _PAIR_BITS = """
 _SMALL, _CAPITAL, _MARK, _KINDRED, _OTHER, _ASCII = range(6)
 _CLASS_BITS = (
     # small, capital, mark, kindred, other, ASCII
-    (0, 6, 9, 8, 12, 0),  # after a small letter
-    (0, 1, 9, 8, 12, 0),  # after a capital
-    (2, 2, 9, 8, 12, 0),  # after a mark
-    (2, 3, 9, 8, 12, 0),  # after a letter of a kindred language
-    (0, 2, 9, 8, 12, 0),  # after anything else
-    (0, 2, 9, 8, 12, 0),  # after ASCII
+    (0, 6, 9, 8, 18, 0),  # after a small letter
+    (0, 1, 9, 8, 18, 0),  # after a capital
+    (2, 2, 9, 8, 18, 0),  # after a mark
+    (2, 3, 9, 8, 18, 0),  # after a letter of a kindred language
+    (0, 2, 9, 8, 18, 0),  # after anything else
+    (0, 2, 9, 8, 18, 0),  # after ASCII
 )
 _MARKS = "«»—–“”„…№©§°’\xa0"
+_FRAMES = "─│┌┐└┘├┤┬┴┼═║╔╗╚╝╠╣╦╩╬█▓▒░"  # marks too; runs of one cost little
 _KINDRED_LETTERS = "іїєґў"
 _RARE_BITS = 4  # disadvantage of mac-cyrillic, which is far rarer than the others
 _DECLARED_BITS = 10  # advantage of what is declared
@@ -156,8 +157,14 @@ def _bits(name: str) -> NDArray[np.int16]:
             letters[byte] = _LETTERS.index(small)
             classes[byte] = _SMALL if small == character else _CAPITAL
         else:
-            classes[byte] = _MARK if character in _MARKS else _KINDRED if small in _KINDRED_LETTERS else _OTHER
+            classes[byte] = (
+                _MARK if character in _MARKS + _FRAMES else _KINDRED if small in _KINDRED_LETTERS else _OTHER
+            )
     pairs = np.array([[int(digit) for digit in row] for row in _PAIR_BITS.split()], np.int16)
     spelled = np.isin(classes, (_SMALL, _CAPITAL, _ASCII))
     by_letter = pairs[letters[:, None], letters[None, :]] * spelled[None, :]
-    return by_letter + np.array(_CLASS_BITS, np.int16)[classes[:, None], classes[None, :]]
+    table = by_letter + np.array(_CLASS_BITS, np.int16)[classes[:, None], classes[None, :]]
+    for byte in range(128, 256):
+        if bytes([byte]).decode(name, "replace") in _FRAMES:
+            table[byte, byte] = 1
+    return table
