@@ -1,5 +1,6 @@
 """`yalm corpus`: make a corpus, report on it, ask what became of a document, teach the quality classifier."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +34,7 @@ def build(
     """
     from yalm.corpus.engine import Engine
     from yalm.corpus.pipeline import build as build_corpus
-    from yalm.corpus.report import write_report
+    from yalm.corpus.report.write import write_report
     from yalm.corpus.settings import CorpusSettings
 
     settings = CorpusSettings.load(config, overrides or ())
@@ -51,7 +52,7 @@ def report(
 
     Example: yalm corpus report runs/corpus
     """
-    from yalm.corpus.report import write_report
+    from yalm.corpus.report.write import write_report
 
     _report(folder, as_json, write_report(folder))
 
@@ -66,7 +67,7 @@ def inspect(
 
     Example: yalm corpus inspect runs/corpus --why-dropped page-17
     """
-    from yalm.corpus.inspect import why_dropped as fates_of
+    from yalm.corpus.report.inspect import why_dropped as fates_of
 
     fates = fates_of(folder, why_dropped)
     if as_json:
@@ -110,9 +111,7 @@ def train(
 
 def _report(folder: Path, as_json: bool, page: Path) -> None:
     """What came of a build: the facts, or the way of the documents in a table and the path of the page."""
-    from yalm.corpus.facts import corpus_facts
-
-    facts = corpus_facts(folder)
+    facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if as_json:
         print_json(facts)
         return

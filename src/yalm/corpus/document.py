@@ -62,10 +62,10 @@ def to_table(documents: Iterable[Document], part: str, first_uid: int) -> pa.Tab
     columns = {
         "uid": pa.array(range(first_uid, first_uid + len(rows)), pa.uint64()),
         "part": pa.array([part] * len(rows), pa.string()),
-        "meta": pa.array([json.dumps(row.meta, ensure_ascii=False, sort_keys=True) for row in rows], pa.string()),
     }
-    for name in ("id", "source", "language", "url", "time", "text"):
-        values = [getattr(row, name) for row in rows]
+    meta = [json.dumps(row.meta, ensure_ascii=False, sort_keys=True) for row in rows]
+    for name in ("id", "source", "language", "url", "time", "text", "meta"):
+        values = meta if name == "meta" else [getattr(row, name) for row in rows]
         try:
             columns[name] = pa.array(values, SCHEMA.field(name).type)
         except UnicodeEncodeError:

@@ -94,7 +94,8 @@ def _connect(address: str | None) -> int:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise YalmError(f"{address}: no Ray cluster answers here ({error}); start it with `ray start --head`") from None
-    return int(ray.cluster_resources().get("CPU", 1))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("CPU", 1))
 
 
 def _daft(runner: Runner) -> Any:

@@ -17,8 +17,8 @@ import tomli_w
 
 from yalm.atomic import write_text
 from yalm.corpus.engine import Task
-from yalm.corpus.select import SPLITS
 from yalm.corpus.settings import PartSettings, TokensSettings
+from yalm.corpus.stages.select import SPLITS
 from yalm.errors import YalmError
 from yalm.tokens import mixture as samples
 from yalm.tokens.build import build_shards

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from yalm.atomic import write_text
 from yalm.corpus import mixture
-from yalm.corpus.clean import KEPT, clean_shard
-from yalm.corpus.deduplication import CLUSTERS, deduplicate
-from yalm.corpus.domain_stages import DOMAINS_FILE, judge_domains
 from yalm.corpus.engine import Engine, Task
-from yalm.corpus.read import REJECTS, read_shards, read_tasks
 from yalm.corpus.rules.rule import Rule
-from yalm.corpus.select import select_shard
 from yalm.corpus.settings import CorpusSettings
 from yalm.corpus.stage import Stage, TaskRecord
+from yalm.corpus.stages.clean import KEPT, clean_shard
+from yalm.corpus.stages.domains import DOMAINS_FILE, judge_domains
+from yalm.corpus.stages.duplicates import CLUSTERS, deduplicate
+from yalm.corpus.stages.read import REJECTS, read_shards, read_tasks
+from yalm.corpus.stages.select import select_shard
 from yalm.corpus.work import Work
 from yalm.errors import YalmError
 from yalm.tokens.folder import file_sha256

@@ -13,8 +13,12 @@ from yalm.corpus.rules.quality import Quality
 from yalm.corpus.sources.jsonl import JsonLines
 from yalm.corpus.sources.parquet import HuggingFace, Parquet
 from yalm.corpus.sources.pile import Pile
+from yalm.corpus.sources.text import PlainText
+from yalm.corpus.sources.web import Html, Warc, Wet
 
-AnySource = Annotated[JsonLines | Pile | Parquet | HuggingFace, Field(discriminator="kind")]
+AnySource = Annotated[
+    JsonLines | Pile | Parquet | HuggingFace | PlainText | Warc | Wet | Html, Field(discriminator="kind")
+]
 
 
 def parse_source(values: Mapping[str, Any]) -> AnySource:

@@ -18,8 +18,8 @@ CLEAN = {
     "en": (
         "The ferry left at six, while the fog still hid the far bank of the river. My aunt had packed bread, two apples"
         " and a letter that she would not let me read. We sat on the upper deck, counted the buoys and argued about the"
-        " name of every bird that we met. By noon the wind had turned, and with it the mood of the whole boat:"
-        " people who had kept to themselves began to talk, somebody found a guitar, and I fell asleep on a coil of rope."
+        " name of every bird that we met. By noon the wind had turned, and with it our mood:"
+        " people who had kept to themselves began to talk, somebody found a guitar, and I slept on a coil of rope."
     ),
     "ru": (
         "Паром отошёл в шесть, когда туман ещё скрывал дальний берег реки. Тётя собрала в дорогу хлеб, два яблока и "

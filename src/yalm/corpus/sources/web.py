@@ -57,7 +57,7 @@ class Wet(Source):
             identity = _identity(record)
             text, _ = decode(data)
             if not text or text.isspace():
-                yield Reject(f"{file}:{identity}", "no text")
+                yield Reject(f"{file}:{identity}", "no text", broken=False)
                 continue
             language = (record.headers.get("WARC-Identified-Content-Language") or "").split(",")[0]
             yield Document(text, identity, "", language_code(language), *_url_and_time(record))
@@ -83,7 +83,7 @@ class Html(Source):
             return
         page = main_text(data, None)
         if isinstance(page, str):
-            yield Reject(str(file), page, sample(data))
+            yield Reject(str(file), page, sample(data), broken=False)
         else:
             yield Document(page[0], stem(file), "", url=page[1])
 
@@ -115,19 +115,19 @@ def _page_of_response(file: Path, record: Any, data: bytes) -> Document | Reject
     identity, headers = _identity(record), record.http_headers
     where = f"{file}:{identity}"
     if headers is None or headers.status_code is None:
-        return Reject(where, "no HTTP response", sample(data))
+        return Reject(where, "no HTTP response", sample(data), broken=False)
     if headers.status_code != 200:
-        return Reject(where, "HTTP status not 200", str(headers.status_code))
+        return Reject(where, "HTTP status not 200", str(headers.status_code), broken=False)
     content_type = headers.get("Content-Type") or ""
     if content_type.partition(";")[0].strip().lower() not in _HTML_TYPES:
-        return Reject(where, "not HTML", sample(content_type))
+        return Reject(where, "not HTML", sample(content_type), broken=False)
     body = _body(data, headers)
     if body is None:
         return Reject(where, "broken content encoding", sample(data))
     charset = _HTTP_CHARSET.search(content_type)
     page = main_text(body, charset[1] if charset else None)
     if isinstance(page, str):
-        return Reject(where, page, sample(body))
+        return Reject(where, page, sample(body), broken=False)
     url, time = _url_and_time(record)
     return Document(page[0], identity, "", url=url, time=time)
 

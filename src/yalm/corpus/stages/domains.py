@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from yalm.atomic import atomic_file
-from yalm.corpus.deduplication import CLUSTERS
 from yalm.corpus.engine import Task
 from yalm.corpus.rules import domains as rule
 from yalm.corpus.stage import Stage
+from yalm.corpus.stages.duplicates import CLUSTERS
 from yalm.corpus.tables import Tables, row_groups, rows_between
 from yalm.corpus.work import Work
 

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import zstandard
 
 from yalm.atomic import atomic_file
-from yalm.corpus.clean import DROPPED
 from yalm.corpus.engine import Task
 from yalm.corpus.rules.chain import judge
 from yalm.corpus.rules.domains import domain_of
 from yalm.corpus.rules.quality import Quality
+from yalm.corpus.stages.clean import DROPPED
 from yalm.corpus.tables import Tables, count_dropped, count_rows, row_groups, rows_between, split
 from yalm.corpus.words import mix
 
