@@ -250,7 +250,18 @@ def main() -> None:
             "precision": round(right / len(dropped), 4),
         }
     ]
-    report("near duplicates", [*summary], options.json, levels=levels, planted=rows)
+    report("near duplicates", summary, None)
+    by_rule = Counter(fallen.values())
+    clean_fallen = Counter(rule for name, rule in fallen.items() if name.startswith("clean"))
+    rules = [
+        {"rule": rule, "dropped": count, "of them planted": count - clean_fallen[rule]}
+        | {"share of untouched documents": f"{clean_fallen[rule] / kinds['clean'].total():.1%}"}
+        for rule, count in by_rule.most_common()
+    ]
+    report("what each rule dropped", rules, None)
+    if options.json is not None:
+        tables = {"planted": rows, "levels": levels, "near duplicates": summary, "rules": rules}
+        options.json.write_text(json.dumps(tables, ensure_ascii=False, indent=1))
 
 
 if __name__ == "__main__":
