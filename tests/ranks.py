@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from yalm.inference import parallel
 from yalm.inference.language_model import LanguageModel
 from yalm.inference.loading import plan, realize
 from yalm.inference.parallel import Seat, Shard, join
-from yalm.inference.placement import Budget
+from yalm.inference.placement import Budget, Tier
 from yalm.model.release import Release
 from yalm.model.shards import Span
 from yalm.tokens.tokenizer import Tokenizer
@@ -82,15 +83,21 @@ def observe(lm: LanguageModel) -> dict[str, Any]:
 
 
 def observe_parallel(
-    tensor: int, pipeline: int, dtype: str = "fp32", memory: int = 2**40, fault: str | None = None
+    tensor: int, pipeline: int, dtype: str = "fp32", memory: int = 2**40, fault: str | None = None, disk: bool = False
 ) -> dict[str, Any]:
-    """What one rank observes, what it read and what it holds; `fault` names one of `FAULTS`."""
+    """What one rank observes, what it read and what it holds; `fault` names one of `FAULTS`.
+
+    With `disk` no layer has a place in memory, also where its stage has no more than the two that buffers hold.
+    """
     if fault:
         FAULTS[fault]()
     mesh = join(tensor, pipeline)
     source = RecordingSource()
     options = {"dtype": dtype, "device": torch.device("cpu"), "budget": Budget(memory), "tokens": 8}
     chosen = plan(source.config, source.dtype, seat=Seat.of(mesh), **options)
+    if disk:
+        tiers: tuple[Tier, ...] = ("disk",) * len(chosen.placement.tiers)
+        chosen = replace(chosen, placement=replace(chosen.placement, tiers=tiers))
     held = sum(spec.numel() for name, spec in chosen.model.model.layers.named_parameters() if spec.dim() == 2)
     model = realize(chosen, source, mesh)
     lm = LanguageModel(model, Tokenizer(GOLDEN / "vocab.sp"), mesh=mesh)

@@ -71,6 +71,13 @@ def test_ranks_that_read_their_layers_as_they_run(alone: dict[str, Any], lm: Lan
     assert all("disk" in rank["tiers"] for rank in seen)
 
 
+def test_stages_that_read_their_layers_as_they_run(alone: dict[str, Any]) -> None:
+    """Of one layer and of two."""
+    seen = run_ranks(2, observe_parallel, 1, 2, "fp32", 2**40, None, True)
+    check(seen, alone)
+    assert [rank["tiers"] for rank in seen] == [("disk",), ("disk", "disk")]
+
+
 def test_half_precision(alone: dict[str, Any]) -> None:
     first, second = run_ranks(2, observe_parallel, 2, 1, "bf16")
     np.testing.assert_array_equal(first["logits"], second["logits"])
