@@ -338,7 +338,7 @@ def layer_files(folder: Path) -> set[tuple[int, int]]:
 
 
 def rank_files(folder: Path) -> list[Path]:
-    """Each rank's file of all parts in `folder`, empty if there are none; YalmError if some are missing or `UNMERGED`."""
+    """Each rank's file of all parts in `folder`, empty if there are none; YalmError for missing and `UNMERGED` ones."""
     for suffix in RANK_SUFFIXES:
         names = [file.relative_to(folder).as_posix() for file in folder.glob(f"mp_rank_*{suffix}")]
         found = [int(match[1]) for name in names if (match := re.fullmatch(rf"mp_rank_(\d{{2,4}}){suffix}", name))]
