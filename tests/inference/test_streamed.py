@@ -88,7 +88,13 @@ def test_pieces_of_a_buffer_do_not_touch(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("device", "memory", "machine", "direct"),
-    [("cpu", 8, 24, True), ("cpu", 8, 180, True), ("cpu", 8, 220, False), ("cuda", 80, 64, True)],
+    [
+        ("cpu", 8, 24, True),
+        ("cpu", 8, 180, True),
+        ("cpu", 8, 220, False),
+        ("cpu", 300, 24, False),
+        ("cuda", 80, 64, True),
+    ],
 )
 def test_the_way_of_reading_follows_the_room(device: str, memory: int, machine: int, direct: bool) -> None:
     """200 GB of weights, beside what the process takes of the machine's memory: nothing of it for a GPU."""

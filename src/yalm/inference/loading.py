@@ -135,7 +135,7 @@ def plan(
             continue
         taken = placement.device_bytes if device.type == "cpu" else placement.host_bytes
         files = len(placement.layers_in("disk")) * placement.sizes.layer
-        found.append(Plan(model, name, device, placement, seat, direct=files > budget.machine - taken))
+        found.append(Plan(model, name, device, placement, seat, direct=files > max(0, budget.machine - taken)))
     if not found:
         raise refusal
     # Streaming in 16 bits halves the buffers and what a product reads; without instructions for it products crawl.
