@@ -6,25 +6,25 @@ WEIGHTS are released files of real sizes (`bench/standin.py` makes some). bf16 i
 int4 the first two layers are converted, and the second stands for all that follow, as the stand-in's links do: the same
 bytes move. Reads "direct" come from the disk, past the system's cache, as `yalm generate` has it where the layers are
 more than the cache could keep; "cached" come out of it, which the stand-in's links allow. Each row has its own process,
-whose peak memory is told. A sweep gives one token to every text. Reading alone and computing alone are one layer's, the
-best of three measured in the same process, times the layers read and all layers. The limit is the longer; out of the
-cache, which is copying by the cores that compute, their sum.
+whose peak memory is told. A sweep gives one token to every text. Reading alone is a sweep that computes nothing;
+computing alone is one layer's time, the best of three, times all layers. The limit is the longer; out of the cache,
+which is copying by the cores that compute, their sum.
 """
 
 import argparse
 import resource
 import sys
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any
 
 import torch
 
-from measure import report
+from measure import report, spent
 from yalm.inference.cache import KeyValueCache
 from yalm.inference.engine import last_logits
 from yalm.inference.forecast import measure
@@ -69,21 +69,16 @@ def sweeps(width: str, path: Path, texts: int, reads: str, options: argparse.Nam
         return plan(weights.config, weights.dtype, weights.quantization, **options_of_plan)
 
     # Of networks that are gone before the one that runs is given memory.
-    alone = [measure(chosen(), weights, texts) for _ in range(REPETITIONS)]
+    compute = LAYERS * min(measure(chosen(), weights, texts).compute for _ in range(REPETITIONS))
     one = chosen()
     model, placement = realize(one, weights, None), one.placement
     cache = KeyValueCache(model, texts, 16, model.lm_head.bias.dtype, "cpu")
     for _ in range(texts):
         cache.add_row()
     last_logits(model, cache, [[1]] * texts)
-    times = []
-    for _ in range(options.sweeps):
-        start = perf_counter()
-        last_logits(model, cache, [[5]] * texts)
-        times.append(perf_counter() - start)
+    read = spent(lambda: deque(model.model.layers, maxlen=0)).wall
+    times = [spent(lambda: last_logits(model, cache, [[5]] * texts)).wall for _ in range(options.sweeps)]
     streamed, sweep = len(placement.layers_in("disk")), min(times)
-    read = streamed * min(seconds.disk for seconds in alone)
-    compute = LAYERS * min(seconds.compute for seconds in alone)
     return {
         "width": width,
         "reads": reads,
