@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 import torch.distributed as dist
 
 from support import GOLDEN, GOLDEN_CONFIG
+from yalm.errors import YalmError
 from yalm.inference import parallel
 from yalm.inference.language_model import LanguageModel
 from yalm.inference.loading import plan, realize
-from yalm.inference.parallel import Seat, Shard, join
-from yalm.inference.placement import Budget
+from yalm.inference.parallel import TIMEOUT, Seat, Shard, join
+from yalm.inference.placement import Budget, Tier
 from yalm.model.release import Release
 from yalm.model.shards import Span
 from yalm.tokens.tokenizer import Tokenizer
@@ -82,15 +84,21 @@ def observe(lm: LanguageModel) -> dict[str, Any]:
 
 
 def observe_parallel(
-    tensor: int, pipeline: int, dtype: str = "fp32", memory: int = 2**40, fault: str | None = None
+    tensor: int, pipeline: int, dtype: str = "fp32", memory: int = 2**40, fault: str | None = None, disk: bool = False
 ) -> dict[str, Any]:
-    """What one rank observes, what it read and what it holds; `fault` names one of `FAULTS`."""
+    """What one rank observes, what it read and what it holds; `fault` names one of `FAULTS`.
+
+    With `disk` no layer has a place in memory, also where its stage has no more than the two that buffers hold.
+    """
     if fault:
         FAULTS[fault]()
     mesh = join(tensor, pipeline)
     source = RecordingSource()
     options = {"dtype": dtype, "device": torch.device("cpu"), "budget": Budget(memory), "tokens": 8}
     chosen = plan(source.config, source.dtype, seat=Seat.of(mesh), **options)
+    if disk:
+        tiers: tuple[Tier, ...] = ("disk",) * len(chosen.placement.tiers)
+        chosen = replace(chosen, placement=replace(chosen.placement, tiers=tiers))
     held = sum(spec.numel() for name, spec in chosen.model.model.layers.named_parameters() if spec.dim() == 2)
     model = realize(chosen, source, mesh)
     lm = LanguageModel(model, Tokenizer(GOLDEN / "vocab.sp"), mesh=mesh)
@@ -125,16 +133,42 @@ FAULTS = {
 }
 
 
-def wait_for_silent_ranks(tensor: int, pipeline: int) -> str:
-    """The first rank computes, the others live and do not: what the first one makes of it."""
-    mesh = join(tensor, pipeline, timeout=timedelta(seconds=10))
+def _divided(tensor: int, pipeline: int, timeout: timedelta = TIMEOUT) -> LanguageModel:
+    mesh = join(tensor, pipeline, timeout=timeout)
     source = RecordingSource()
     options = {"device": torch.device("cpu"), "budget": Budget(2**40)}
     model = realize(plan(source.config, source.dtype, seat=Seat.of(mesh), **options), source, mesh)
-    if dist.get_rank() > 0:
+    return LanguageModel(model, Tokenizer(GOLDEN / "vocab.sp"), mesh=mesh)
+
+
+def wait_for_silent_ranks(tensor: int, pipeline: int) -> str:
+    """The first rank computes, the others live and do not: what the first one makes of it."""
+    lm = _divided(tensor, pipeline, timedelta(seconds=10))
+    if not lm.leads:
         return "silent"
     try:
-        model(torch.tensor([[1, 5, 6]]))
-    except RuntimeError as error:
+        lm.model(torch.tensor([[1, 5, 6]]))
+    except YalmError as error:
         return str(error)
     return "no error"
+
+
+def lose_the_second_rank() -> str:
+    """It hears what to do, and leaves: what the first one makes of it."""
+    try:
+        with _divided(1, 2) as lm:
+            if lm.leads:
+                lm.generate("", max_tokens=1)
+            else:
+                lm._tell(None)
+                lm._leave()
+    except YalmError as error:
+        return str(error)
+    return "no error"
+
+
+def seconds_of_waiting() -> tuple[float, float]:
+    """How long this rank waits for what to do next, and for others while it does it."""
+    lm = _divided(1, 2)
+    groups = [lm._jobs, lm.mesh["pipeline"].get_group()]
+    return tuple(group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups)

@@ -11,11 +11,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ranks import PROMPTS, observe, observe_parallel, run_ranks, wait_for_silent_ranks
+from ranks import (
+    PROMPTS,
+    lose_the_second_rank,
+    observe,
+    observe_parallel,
+    run_ranks,
+    seconds_of_waiting,
+    wait_for_silent_ranks,
+)
 from support import GOLDEN
 from yalm.errors import YalmError
 from yalm.inference.language_model import LanguageModel
-from yalm.inference.parallel import Seat, Shard, cut, join, stages
+from yalm.inference.parallel import TIMEOUT, Seat, Shard, cut, join, stages
 from yalm.inference.placement import OVERHEAD, Sizes
 from yalm.model.network import Layer, ModelConfig, Rotary, build, causal_attention
 
@@ -71,6 +79,13 @@ def test_ranks_that_read_their_layers_as_they_run(alone: dict[str, Any], lm: Lan
     assert all("disk" in rank["tiers"] for rank in seen)
 
 
+def test_stages_that_read_their_layers_as_they_run(alone: dict[str, Any]) -> None:
+    """Of one layer and of two."""
+    seen = run_ranks(2, observe_parallel, 1, 2, "fp32", 2**40, None, True)
+    check(seen, alone)
+    assert [rank["tiers"] for rank in seen] == [("disk",), ("disk", "disk")]
+
+
 def test_half_precision(alone: dict[str, Any]) -> None:
     first, second = run_ranks(2, observe_parallel, 2, 1, "bf16")
     np.testing.assert_array_equal(first["logits"], second["logits"])
@@ -92,7 +107,21 @@ def test_silent_ranks_do_not_hold_the_others_forever() -> None:
     """On a mesh of two dimensions, whose groups are not the one that was given the timeout at the start."""
     first, *others = run_ranks(4, wait_for_silent_ranks, 2, 2)
     assert others == ["silent"] * 3
-    assert "timeout" in first.lower() or "timed out" in first.lower()
+    assert first.startswith("rank 0 waits in vain for rank 1, which is gone or silent; ")
+    assert "\n" not in first
+
+
+def test_a_rank_that_is_gone_is_one_line() -> None:
+    first, second = run_ranks(2, lose_the_second_rank)
+    assert first.startswith("rank 0 waits in vain for rank 1, which is gone or silent; ")
+    assert second == "no error"
+
+
+def test_ranks_wait_for_a_person_but_not_for_each_other() -> None:
+    minutes = TIMEOUT.total_seconds()
+    (first, among_first), (second, among_second) = run_ranks(2, seconds_of_waiting)
+    assert first == among_first == among_second == minutes
+    assert second >= 1000 * minutes
 
 
 @st.composite

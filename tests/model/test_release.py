@@ -10,7 +10,8 @@ import torch
 
 from support import PREFIXES, split, write_rank_files
 from yalm.errors import YalmError
-from yalm.model.release import Release, load_release, release_files
+from yalm.model.release import Release, load_release, rank_files, release_files
+from yalm.model.weights import open_weights
 
 
 @pytest.fixture
@@ -244,3 +245,29 @@ def test_an_empty_folder_is_no_release(tmp_path: Path) -> None:
 def test_heads_that_do_not_divide_are_refused(weights: Path) -> None:
     with pytest.raises(YalmError, match="num_heads"):
         load_release(weights, num_heads=5, max_positions=64)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("mp_rank_00_000/model_optim_rng.pt", "pipeline stages .* --target-pipeline-parallel-size 1"),
+        ("zero_pp_rank_0_mp_rank_00_model_states.pt", "ZeRO-3 shards .* zero_to_fp32.py"),
+        ("bf16_zero_pp_rank_0_mp_rank_00_model_states.pt", "ZeRO-3 shards .* zero_to_fp32.py"),
+    ],
+)
+def test_shards_that_others_must_merge(tmp_path: Path, file: str, message: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    for opens in (open_weights, Release):
+        with pytest.raises(YalmError, match=message) as error:
+            opens(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_optimizer_shards_beside_whole_weights_are_no_obstacle(tmp_path: Path) -> None:
+    """ZeRO-1 and 2 divide the optimizer only."""
+    (tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(YalmError, match="no weights here"):
+        open_weights(tmp_path)
+    (tmp_path / "mp_rank_00_model_states.pt").touch()
+    assert rank_files(tmp_path) == [tmp_path / "mp_rank_00_model_states.pt"]

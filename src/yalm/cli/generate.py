@@ -137,6 +137,7 @@ def _converse(lm: "LanguageModel", options: dict[str, Any], json: bool) -> None:
     import sys
 
     from yalm.errors import YalmError
+    from yalm.inference.parallel import LostRankError
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing for input()
@@ -153,6 +154,8 @@ def _converse(lm: "LanguageModel", options: dict[str, Any], json: bool) -> None:
             return
         try:
             _answer(lm, prompt, number, options, json)
+        except LostRankError:
+            raise
         except YalmError as error:  # a prompt that is too long, say; the next one may do
             typer.echo(f"yalm: {error}", err=True)
         except KeyboardInterrupt:

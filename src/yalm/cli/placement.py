@@ -76,13 +76,19 @@ def show_plan(model: str, facts: "dict[str, Any]") -> None:
         f", tensor {facts['tensor']} x pipeline {facts['pipeline']}" if facts["tensor"] * facts["pipeline"] > 1 else ""
     )
     layers, sizes, each = facts["layers"], facts["bytes"], facts["layer_seconds"]
+    way = "past the system's cache" if facts["past_the_cache"] else "through the system's cache"
     print_table(
         f"{model} in {facts['dtype']}{ranks}: where the layers lie",
         ("place", "layers", "size", "seconds to bring one"),
         (
             ("with the device", str(layers["device"]), human(layers["device"] * sizes["layer"]), ""),
             ("in host memory", str(layers["host"]), human(layers["host"] * sizes["layer"]), f"{each['host']:.3g}"),
-            ("on disk", str(layers["disk"]), human(layers["disk"] * sizes["layer"]), f"{each['disk']:.3g}"),
+            (
+                f"on disk, {way}" if layers["disk"] else "on disk",
+                str(layers["disk"]),
+                human(layers["disk"] * sizes["layer"]),
+                f"{each['disk']:.3g}",
+            ),
         ),
     )
     names = {"table_and_output": "token table, output", "buffers": "two buffers for layers", "cache": "keys and values"}
@@ -94,7 +100,10 @@ def show_plan(model: str, facts: "dict[str, Any]") -> None:
         ("part", "seconds"),
         (
             ("computing", f"{seconds['compute']:.3g}"),
-            ("reading, meanwhile", f"{seconds['read']:.3g}"),
+            (
+                "reading, meanwhile" if facts["reading_hidden"] else "reading, by the same cores",
+                f"{seconds['read']:.3g}",
+            ),
             ("a token of every text", f"{seconds['sweep']:.3g}"),
             ("a token", f"{seconds['per_token']:.3g}"),
         ),

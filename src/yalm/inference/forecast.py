@@ -1,9 +1,10 @@
 """How long a token will take, before anything runs: from a data sheet, or from one layer read and run on this machine.
 
 A pass over the model is a sweep over its layers, which serves a token of every text under way. Layers that are not
-with the device are read while others compute, so the longer of reading and computing counts; on a CPU both go through
-the same memory and cores, and their sum does. A token costs that over the number of texts. A pipeline's stages take
-turns: their times add up. Sums over tensor-parallel ranks, the attention and the output are not counted.
+with the device are read while others compute, so the longer of reading and computing counts. Only on a CPU that finds
+them in the system's cache does their sum count, for reading is copying then, by the cores that compute. A token costs
+that over the number of texts. A pipeline's stages take turns: their times add up. Sums over tensor-parallel ranks, the
+attention and the output are not counted.
 """
 
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ import torch
 
 from yalm.config import nearest
 from yalm.errors import YalmError
-from yalm.inference.loading import TEXTS, TOKENS, Plan, budget_of, find_device, plan, prefix
+from yalm.inference.loading import TEXTS, TOKENS, Plan, budget_of, find_device, plan, prefix, refuse_host_memory
 from yalm.inference.parallel import Seat, Shard
-from yalm.inference.placement import Budget, Sizes, parse_bytes
-from yalm.inference.streamed import Reader
+from yalm.inference.placement import Budget, parse_bytes
+from yalm.inference.streamed import Reader, buffer_bytes, laid_out
 from yalm.model.convert import padded_width
 from yalm.model.network import ModelConfig, Rotary, causal_attention
 from yalm.model.presets import PRESETS, preset
@@ -100,8 +101,14 @@ def forecast(
         )
         seconds = measure(chosen, weights, texts)
     else:
-        data_sheet = _hardware(hardware)
-        budget = Budget(parse_bytes(memory, int(0.95 * data_sheet.memory)), parse_bytes(host_memory))
+        data_sheet, where = _hardware(hardware), torch.device("cpu" if hardware.startswith("cpu") else "cuda")
+        usable = int(0.95 * data_sheet.memory)
+        if where.type == "cpu":
+            refuse_host_memory(host_memory)
+            budget = Budget(parse_bytes(memory, usable), machine=usable)
+        else:
+            host = parse_bytes(host_memory)
+            budget = Budget(parse_bytes(memory, usable), host, host)
         is_folder = Path(model).exists() or str(model) not in PRESETS
         source = open_weights(model, heads, positions) if is_folder else None
         quantization = source.quantization if source is not None else None
@@ -112,13 +119,13 @@ def forecast(
             torch.bfloat16,
             quantization,
             dtype="bf16" if dtype == "auto" else dtype,
-            device=torch.device("meta"),
+            device=where,
             budget=budget,
             texts=texts,
             tokens=tokens,
             seat=seat,
         )
-        seconds = _computed(chosen.placement.sizes, data_sheet, texts)
+        seconds = _computed(chosen, data_sheet, texts)
     return _facts(chosen, seconds, texts)
 
 
@@ -133,12 +140,15 @@ def _facts(chosen: Plan, seconds: LayerSeconds, texts: int) -> dict[str, Any]:
     layers = {tier: len(placement.layers_in(tier)) for tier in ("device", "host", "disk")}
     compute = sizes.layers * seconds.compute
     read = layers["host"] * seconds.host + layers["disk"] * seconds.disk
-    sweep = seat.stages * (compute + read if chosen.device.type == "cpu" else max(compute, read))
+    hidden = chosen.device.type == "cuda" or chosen.direct
+    sweep = seat.stages * (max(compute, read) if hidden else compute + read)
     return {
         "dtype": chosen.dtype,
         "tensor": seat.tensors,
         "pipeline": seat.stages,
         "layers": layers,
+        "past_the_cache": chosen.direct,
+        "reading_hidden": hidden,
         "bytes": {
             "layer": sizes.layer,
             "table_and_output": sizes.fixed,
@@ -155,26 +165,27 @@ def _facts(chosen: Plan, seconds: LayerSeconds, texts: int) -> dict[str, Any]:
     }
 
 
-def _computed(sizes: Sizes, hardware: Hardware, texts: int) -> LayerSeconds:
+def _computed(chosen: Plan, hardware: Hardware, texts: int) -> LayerSeconds:
     """By data sheet: the slower of reading every weight once and of the arithmetic."""
+    sizes = chosen.placement.sizes
     arithmetic = 2 * sizes.parameters * texts / (FLOPS_SHARE * hardware.flops)
     compute = max(sizes.layer / (BANDWIDTH_SHARE * hardware.bandwidth), arithmetic)
-    return LayerSeconds(compute, sizes.layer / hardware.link, sizes.layer / min(DISK, hardware.link))
+    host = sizes.layer / hardware.link
+    return LayerSeconds(compute, host, sizes.layer / min(DISK, hardware.link) if chosen.direct else host)
 
 
 @torch.inference_mode()
 def measure(chosen: Plan, weights: Weights, texts: int) -> LayerSeconds:
-    """By the model's last layer, which takes memory for that: read from its file as it lies now, and run.
+    """By the model's last layer, which takes memory for that: read as the plan says, and run.
 
-    What the system has in its cache is read from there.
+    Unless that is past the system's cache, what the cache has is read from there.
     """
     layer = list(chosen.model.model.layers)[-1]
-    seat, device = chosen.seat, chosen.device
-    layer.to_empty(device=device)
-    tensors = {prefix(layer) + name: tensor for name, tensor in layer.state_dict().items()}
-    reader = Reader(weights, Shard(weights.config, seat.tensor, seat.tensors).slice)
-    for tensor in tensors.values():
-        tensor.zero_()  # touched once, as buffers are
+    seat, device, before = chosen.seat, chosen.device, prefix(layer)
+    reader = Reader(weights, Shard(weights.config, seat.tensor, seat.tensors).slice, chosen.direct)
+    buffer = torch.zeros(buffer_bytes(layer), dtype=torch.uint8, device=device)  # touched once, as buffers are
+    tensors = laid_out(layer, before, buffer, reader)
+    layer.load_state_dict({name.removeprefix(before): piece for name, piece in tensors.items()}, assign=True)
     disk = _seconds(lambda: reader.read(tensors), device)
     config, dtype = chosen.model.config, chosen.model.lm_head.bias.dtype
     x = torch.zeros(texts, 1, config.hidden_size, dtype=dtype, device=device)

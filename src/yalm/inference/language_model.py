@@ -12,7 +12,6 @@ A model may be divided between processes. The first of them is asked; the others
 in step, and throw the answers away: they `follow()` until the first one is closed.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -25,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from yalm.errors import YalmError
 from yalm.inference.engine import FinishReason, Limits, Piece, Request, check_prompt, run
+from yalm.inference.parallel import PATIENCE, TIMEOUT, LostRankError, hearing
 from yalm.inference.sampling import SamplingSettings
 from yalm.model.network import Yalm, causal_attention
 from yalm.model.ops.cross_entropy import linear_cross_entropy
@@ -82,11 +82,16 @@ class LanguageModel:
                 "they do not belong together, give the tokenizer the model was trained with"
             )
         self.model, self.tokenizer, self.limits, self.mesh = model, tokenizer, limits, mesh
+        self._jobs: dist.ProcessGroup | None = None
+        if mesh is not None:
+            self._jobs = dist.new_group(timeout=TIMEOUT if self.leads else PATIENCE, backend="gloo")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None and issubclass(kind, LostRankError):
+            self._leave()
         self.close()
 
     def close(self) -> None:
@@ -94,8 +99,11 @@ class LanguageModel:
         if self.mesh is not None:
             if self.leads:
                 self._tell(None)
-            dist.destroy_process_group()
-            self.mesh = None
+            self._leave()
+
+    def _leave(self) -> None:
+        dist.destroy_process_group()
+        self.mesh = self._jobs = None
 
     @property
     def leads(self) -> bool:
@@ -105,18 +113,22 @@ class LanguageModel:
     def follow(self) -> None:
         """In all processes but the first: do what the first one is asked, until it is closed."""
         while (job := self._tell(None)) is not None:
-            # What a person did wrong is said by the first process.
-            with contextlib.suppress(YalmError):
-                name, arguments = job
+            name, arguments = job
+            try:
                 for _ in getattr(self, name)(*arguments):
                     pass
+            except LostRankError:
+                raise
+            except YalmError:  # what a person did wrong is said by the first process
+                pass
 
     def _tell(self, job: Any) -> Any:
         """Give all processes what the first one has to do; returns it. Alone, do nothing."""
-        if self.mesh is None:
+        if self._jobs is None:
             return job
         jobs = [job]
-        dist.broadcast_object_list(jobs, src=0)
+        with hearing(self._jobs):
+            dist.broadcast_object_list(jobs, src=0, group=self._jobs)
         return jobs[0]
 
     def _together(self, name: str, *arguments: Any) -> Iterator[Any]:

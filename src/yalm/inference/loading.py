@@ -38,13 +38,17 @@ logger = logging.getLogger("yalm")
 
 @dataclass(frozen=True)
 class Plan:
-    """A rank's part of a network, on "meta" and in the type it will have, and the place of its layers."""
+    """A rank's part of a network, on "meta" and in the type it will have, and the place of its layers.
+
+    `direct` says that the layers on disk are more than the system's cache could keep, and are read past it.
+    """
 
     model: Yalm
     dtype: str
     device: torch.device
     placement: Placement
     seat: Seat
+    direct: bool
 
 
 def load(
@@ -129,7 +133,9 @@ def plan(
         except YalmError as error:
             refusal = error
             continue
-        found.append(Plan(model, name, device, placement, seat))
+        taken = placement.device_bytes if device.type == "cpu" else placement.host_bytes
+        files = len(placement.layers_in("disk")) * placement.sizes.layer
+        found.append(Plan(model, name, device, placement, seat, direct=files > max(0, budget.machine - taken)))
     if not found:
         raise refusal
     # Streaming in 16 bits halves the buffers and what a product reads; without instructions for it products crawl.
@@ -155,7 +161,8 @@ def realize(chosen: Plan, weights: Weights, mesh: DeviceMesh | None) -> Yalm:
             for number in placement.layers_in("host")
             for name, spec in layers[number].state_dict().items()
         }
-    reader = Reader(weights, Shard(weights.config, chosen.seat.tensor, chosen.seat.tensors).slice)
+    shard = Shard(weights.config, chosen.seat.tensor, chosen.seat.tensors)
+    reader = Reader(weights, shard.slice, chosen.direct)
     total = sum(tensor.nbytes for tensor in (*held.values(), *host.values()))
     with byte_progress("loading", total) as advance:
         reader.read(held | host, advance)
@@ -193,8 +200,16 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def budget_of(device: torch.device, memory: str | int | None, host_memory: str | int | None) -> Budget:
     """The memory that was given, and what is free where none was. YalmError for what is no amount."""
+    if device.type == "cpu":
+        refuse_host_memory(host_memory)
     free = Budget.of_machine(device)
-    return Budget(parse_bytes(memory, free.device), parse_bytes(host_memory, free.host))
+    return Budget(parse_bytes(memory, free.device), parse_bytes(host_memory, free.host), free.machine)
+
+
+def refuse_host_memory(host_memory: str | int | None) -> None:
+    """YalmError if that was given to a CPU, whose memory is one."""
+    if host_memory is not None:
+        raise YalmError("--host-memory is for layers beside a GPU; on a CPU say with --memory what may be used")
 
 
 def _materialized(module: nn.Module, before: str, device: torch.device) -> dict[str, Tensor]:

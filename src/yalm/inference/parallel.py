@@ -17,6 +17,7 @@ be alike, since a different processor may round a logit otherwise and then draw 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -34,9 +35,27 @@ from yalm.model.ops.quantized_linear import GROUP_SIZE
 
 # How long a rank waits for another that gives no sign of life; must exceed the difference in their loading times.
 TIMEOUT = timedelta(minutes=10)
+# How long for the next thing to do, which a person may be thinking about.
+PATIENCE = timedelta(days=365)
 # The linears of a layer that are divided by output (dim 0), and those behind them, divided by input (dim 1).
 SPLIT_DIMS = dict.fromkeys(("self_attn.qkv_proj", "mlp.gate_proj", "mlp.up_proj"), 0)
 SPLIT_DIMS |= dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), 1)
+
+
+class LostRankError(YalmError):
+    """Another process of a divided model is gone or silent: nothing more can be asked of this one."""
+
+
+@contextmanager
+def hearing(group: dist.ProcessGroup) -> Iterator[None]:
+    """Around a call that needs the others of a group: LostRankError names them if one is gone or silent."""
+    try:
+        yield
+    except RuntimeError as error:
+        me = dist.get_rank()
+        others = ", ".join(str(rank) for rank in dist.get_process_group_ranks(group) if rank != me)
+        problem = f"rank {me} waits in vain for rank {others}, which is gone or silent"
+        raise LostRankError(f"{problem}; see what it printed, and start all ranks again") from error
 
 
 class Seat(NamedTuple):
@@ -153,12 +172,14 @@ class Stage(nn.Module):
 
         x = x.contiguous()
         if self.rank > 0:
-            dist.recv(x, group=self.group, group_src=self.rank - 1)
+            with hearing(self.group):
+                dist.recv(x, group=self.group, group_src=self.rank - 1)
         for layer in self.layers:
             x = layer(x, rotary, local)
-        if self.rank < self.ranks - 1:
-            dist.send(x, group=self.group, group_dst=self.rank + 1)
-        dist.broadcast(x, group=self.group, group_src=self.ranks - 1)
+        with hearing(self.group):
+            if self.rank < self.ranks - 1:
+                dist.send(x, group=self.group, group_dst=self.rank + 1)
+            dist.broadcast(x, group=self.group, group_src=self.ranks - 1)
         return x
 
 
@@ -226,7 +247,8 @@ def _summed(group: dist.ProcessGroup) -> Callable[[nn.Module, object, Tensor], T
 
     def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         total = output.float().contiguous()
-        dist.all_reduce(total, group=group)
+        with hearing(group):
+            dist.all_reduce(total, group=group)
         return total.to(output.dtype)
 
     return hook

@@ -33,18 +33,22 @@ CAUTION = 0.9
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that may be used: `device` where the model computes, `host` beside a GPU for layers that do not fit it."""
+    """Bytes that may be used: `device` where the model computes, `host` beside a GPU for layers that do not fit it.
+
+    `machine` is what the host has free, whose rest the system can fill with files.
+    """
 
     device: int
     host: int = 0
+    machine: int = 0
 
     @classmethod
     def of_machine(cls, device: torch.device) -> "Budget":
         """Nine tenths of what is free now; of the host, the share of each process that torchrun started on it."""
         host = int(CAUTION * _free_memory()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device.type == "cuda":
-            return cls(int(CAUTION * torch.cuda.mem_get_info(device)[0]), host)
-        return cls(host)
+            return cls(int(CAUTION * torch.cuda.mem_get_info(device)[0]), host, host)
+        return cls(host, machine=host)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,13 @@ PREFIXES = re.compile(
     r"(?P<name>.+)"
 )
 LEAST_VERSION = 2
+# Parts of a layer or of the layers in each file, which is how others divide them: what they are, and who merges them.
+UNMERGED = {
+    "mp_rank_[0-9][0-9]_[0-9][0-9][0-9]*": "has Megatron's folders of pipeline stages (mp_rank_TT_PPP); have its "
+    "tools/checkpoint/convert.py save them with --target-pipeline-parallel-size 1, and give the result",
+    "*zero_pp_rank_*_model_states.pt": "has DeepSpeed's ZeRO-3 shards (zero_pp_rank_*); merge them with its "
+    "zero_to_fp32.py, save the result as {'module': weights} in mp_rank_00_model_states.pt, and give its folder",
+}
 NESTING = 8
 
 
@@ -331,7 +338,7 @@ def layer_files(folder: Path) -> set[tuple[int, int]]:
 
 
 def rank_files(folder: Path) -> list[Path]:
-    """Each rank's file of all parts in `folder`, empty if there are none; YalmError if some are missing."""
+    """Each rank's file of all parts in `folder`, empty if there are none; YalmError for missing and `UNMERGED` ones."""
     for suffix in RANK_SUFFIXES:
         names = [file.relative_to(folder).as_posix() for file in folder.glob(f"mp_rank_*{suffix}")]
         found = [int(match[1]) for name in names if (match := re.fullmatch(rf"mp_rank_(\d{{2,4}}){suffix}", name))]
@@ -339,6 +346,9 @@ def rank_files(folder: Path) -> list[Path]:
             names = [f"mp_rank_{rank:02d}{suffix}" for rank in range(max(found) + 1)]
             _refuse_missing(folder, [name for rank, name in enumerate(names) if rank not in found])
             return [folder / name for name in names]
+    for pattern, problem in UNMERGED.items():
+        if any(folder.glob(pattern)):
+            raise YalmError(f"{folder}: {problem}")
     return []
 
 

@@ -1,4 +1,4 @@
-"""Writing tensors to a safetensors file block by block, hashing as they go; and where in it each tensor lies.
+"""Writing tensors to a safetensors file block by block, hashing as they go; where in it each lies, and reading there.
 
 A safetensors file is a JSON header (its length in the first 8 bytes, little-endian) and the tensors' bytes one after
 the other, so it can be written front to back without a second copy of anything. Tensors come from a function, one at
@@ -8,9 +8,11 @@ second thread beside the write was slower when measured: the write then is the f
 the kernel does page by page.
 """
 
+import errno
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,10 @@ HEADER_DTYPES = {
 }
 # The longest that safetensors itself reads, in bytes.
 HEADER_LIMIT = 100_000_000
+# What disks and memory are divided into; reading past the system's cache begins and ends between two.
+PAGE = 4096
+# 0 where the system has no such way.
+DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,49 @@ def read_spans(path: Path) -> dict[str, Span]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise YalmError(f"{path}: cannot be read ({error}); copy the file again") from None
     return spans
+
+
+def read_bytes(path: Path, offset: int, into: Tensor, direct: bool = False) -> int:
+    """Fill a contiguous CPU tensor with the bytes of a file from `offset` on; returns how many.
+
+    `direct` lets the disk write into the tensor, past the system's cache, which costs no copy and evicts nothing. That
+    goes by whole pages, and only where the tensor's address is the offset's modulo `PAGE`; what is left at its ends,
+    and everything on file systems that cannot, comes through the cache. YalmError if the file ends before, or the disk
+    fails.
+    """
+    if not into.numel():
+        return 0
+    view = memoryview(into.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    head = tail = len(view)
+    if direct and (into.data_ptr() - offset) % PAGE == 0:
+        head = min(-offset % PAGE, len(view))
+        tail = len(view) - (len(view) - head) % PAGE
+    try:
+        for start, stop, flags in ((0, head, 0), (head, tail, DIRECT), (tail, len(view), 0)):
+            _fill(path, offset + start, view[start:stop], flags)
+    except OSError as error:
+        raise YalmError(f"{path}: cannot be read ({error.strerror}); copy the file again") from None
+    return len(view)
+
+
+def _fill(path: Path, offset: int, view: memoryview, flags: int) -> None:
+    """Fill `view` from the file opened with `flags`; without them if it cannot be read so."""
+    if not view:
+        return
+    try:
+        file = os.open(path, os.O_RDONLY | flags)
+        try:
+            while view:
+                count = os.preadv(file, [view], offset)
+                if not count:
+                    raise YalmError(f"{path}: is cut off; copy the file again")
+                view, offset = view[count:], offset + count
+        finally:
+            os.close(file)
+    except OSError as error:
+        if not flags or error.errno != errno.EINVAL:
+            raise
+        _fill(path, offset, view, 0)
 
 
 def file_sha256(path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
