@@ -31,7 +31,7 @@ class Language(Rule):
     name: ClassVar[str] = "language"
 
     keep: tuple[str, ...] = Field(default=("ru", "en"), description="languages to keep, as ISO 639-1")
-    min_confidence: float = Field(default=0.4, ge=0, le=1, description="least probability of the language found")
+    min_confidence: float = Field(default=0.3, ge=0, le=1, description="least probability of the language found")
     min_letters: int = Field(default=200, ge=0, description="bytes of letters below which source and script decide")
     characters: int = Field(default=600, gt=0, description="characters at the beginning that are looked at")
 

@@ -38,7 +38,7 @@ class Length(Rule):
     min_words: ByLanguage = Field(default=ByLanguage(ru=5, en=6), description="fewest words")
     max_words: ByLanguage = Field(default=ByLanguage(ru=8e5, en=1e6), description="most words")
     min_sentences: ByLanguage = Field(default=ByLanguage(ru=1, en=1), description="fewest natural sentences")
-    sentences_from: int = Field(default=100, ge=0, description="words from which a text must have natural sentences")
+    sentences_from: int = Field(default=200, ge=0, description="words from which a text must have natural sentences")
     sentence_words: int = Field(default=4, ge=1, le=50, description="fewest words of a natural sentence")
     sentence_letters: float = Field(default=0.7, ge=0, le=1, description="least share of letters in a natural sentence")
 

@@ -97,6 +97,15 @@ def decide(
     return Verdict(names != "", names, measures, columns or {})
 
 
+def untouched(
+    batch: Batch,
+    measures: Mapping[str, NDArray[np.float64]] | None = None,
+    columns: Mapping[str, pa.Array] | None = None,
+) -> Verdict:
+    """The verdict that drops nothing."""
+    return Verdict(np.zeros(len(batch), bool), np.full(len(batch), ""), measures or {}, columns or {})
+
+
 class Rule(Settings):
     """A rule on single documents. `name` is what settings, reports and `--why-dropped` call it."""
 
