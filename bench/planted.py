@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,7 +93,8 @@ def plant(documents: Sequence[dict[str, str]], draw: random.Random) -> Iterator[
     kinds = ["clean"] * 12 + ["copied"] * 2 + ["near"] * 8
     kinds += ["mojibake", "mojibake", "random", "spam", "markup", "ads", "mail", "short"]
     for number, document in enumerate(documents):
-        kind, text, russian = kinds[number % len(kinds)], document["text"], document["lang"] == "ru"
+        kind, russian = kinds[number % len(kinds)], document["lang"] == "ru"
+        text = unicodedata.normalize("NFC", document["text"])
         url = f"https://site-{draw.randrange(50)}.example/{number}"
         if kind == "copied":
             yield {"id": f"exact-{number}", "text": text, "url": f"https://copy.example/{number}"}
@@ -100,7 +102,7 @@ def plant(documents: Sequence[dict[str, str]], draw: random.Random) -> Iterator[
             level = LEVELS[number % len(kinds) % len(LEVELS)]
             yield {"id": f"near{level}-{number}", "text": near_copy(text, level, draw), "url": url}
         elif kind == "mojibake":
-            wrong = (("utf-8", "cp1251"), ("cp1251", "latin-1"), ("utf-8", "latin-1"))[number % 3]
+            wrong = (("utf-8", "cp1251"), ("cp1251", "latin-1"), ("utf-8", "latin-1"))[number // len(kinds) % 3]
             text = text.encode(wrong[0], "ignore").decode(wrong[1], "replace")
         elif kind == "random":
             text = "".join(chr(draw.choice((draw.randrange(33, 127), draw.randrange(0x410, 0x450)))) for _ in text)
@@ -174,7 +176,7 @@ def rows_of(corpus: Corpus) -> tuple[dict[str, str], dict[str, str], dict[str, s
 def mended(kind: str, text: str, original: str) -> bool:
     """Whether the trouble of this kind is gone from a kept text."""
     if kind == "mojibake":
-        before, after = Counter(re.findall(r"\w+", original)), Counter(re.findall(r"\w+", text))
+        before, after = (Counter(re.findall(r"[^\W_]{3,}", unicodedata.normalize("NFC", t))) for t in (original, text))
         return (before & after).total() >= 0.9 * before.total()
     if kind == "markup":
         return "<p" not in text and "<div" not in text
