@@ -22,7 +22,7 @@ from yalm.config import Settings
 from yalm.corpus.words import span_hashes, utf8_buffer
 
 _BATCH = 4 << 20  # bytes of text whose lines are found at a time
-_RANGE = 20_000_000  # rows of line counts that are added up at a time
+_RANGE = 3_000_000  # rows of line counts that are added up at a time
 
 # What one shard knows of each domain; `key` is the hash of the domain. `line_bytes` are those of the lines of documents
 # that are no near-duplicates, the rest is of all documents.
@@ -125,6 +125,15 @@ def count_domains(table: pa.Table, duplicates: pa.Table) -> tuple[pa.Table, pa.T
     ).filter(pa.array(on_web))
     domains = _sums(documents_table, ["key", "domain"], ["documents", "bytes", "duplicates", "line_bytes"])
     return domains, _sums(pa.concat_tables(lines), ["key", "line"], ["documents", "bytes"])
+
+
+def add_counts(counts: Sequence[tuple[pa.Table, pa.Table]]) -> tuple[pa.Table, pa.Table]:
+    """The counts of several parts of a shard as those of one, again in the order of keys."""
+    domains, lines = (pa.concat_tables(tables) for tables in zip(*counts, strict=True))
+    return (
+        _sums(domains, ["key", "domain"], DOMAIN_COUNTS.names[2:]),
+        _sums(lines, ["key", "line"], LINE_COUNTS.names[2:]),
+    )
 
 
 def judge_domains(domains: Sequence[Path], lines: Sequence[Path], settings: DomainsSettings) -> pa.Table:

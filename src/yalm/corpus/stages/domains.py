@@ -13,11 +13,12 @@ from yalm.corpus.engine import Task
 from yalm.corpus.rules import domains as rule
 from yalm.corpus.stage import Stage
 from yalm.corpus.stages.duplicates import CLUSTERS
-from yalm.corpus.tables import Tables, row_groups, rows_between
+from yalm.corpus.tables import row_groups, rows_between
 from yalm.corpus.work import Work
 
 DOMAINS_FILE = "domains.parquet"
 _COUNTS, _LINES = ".domains.parquet", ".lines.parquet"
+_ROWS = 1 << 16  # in a row group: in the order of keys, so that a range of domains is a few of them
 
 
 def judge_domains(
@@ -44,12 +45,15 @@ def _names(stage: Stage, suffix: str) -> list[str]:
 def count_shard(task: Task) -> dict[str, Any]:
     """Task: what a shard knows of its domains."""
     files = [f"{task['name']}{suffix}" for suffix in (_COUNTS, _LINES)]
-    folder = Path(task["folder"])
-    with Tables(folder / files[0]) as counts, Tables(folder / files[1]) as lines:
-        for table in row_groups(Path(task["shard"])):
-            of_domains, of_lines = rule.count_domains(table, rows_between(task["clusters"], table["uid"], ["uid"]))
-            counts.write(of_domains)
-            lines.write(of_lines)
+    counts = rule.add_counts(
+        [
+            rule.count_domains(table, rows_between(task["clusters"], table["uid"], ["uid"]))
+            for table in row_groups(Path(task["shard"]))
+        ]
+    )
+    for name, table in zip(files, counts, strict=True):
+        with atomic_file(Path(task["folder"], name)) as temporary:
+            pq.write_table(table, temporary, compression="zstd", row_group_size=_ROWS)
     return {"files": files, "counts": {}}
 
 
