@@ -187,7 +187,7 @@ def test_damage_costs_what_is_damaged(tmp_path: Path) -> None:
 
 VK: Rows = [
     {"id": 10, "owner_id": -5, "from_id": -5, "text": "Какой чай?", "date": 1263171782},
-    {"id": 11, "owner_id": -5, "post_id": 10, "from_id": 1, "text": "Зелёный", "date": 1},
+    {"id": 11, "owner_id": -5, "post_id": 10, "from_id": 1, "text": "Зелёный", "reply_to_comment": 0},
     {"id": 12, "owner_id": -5, "post_id": 10, "from_id": 2, "text": "[id1|Анна], почему?", "reply_to_comment": 11},
     {"id": 13, "owner_id": -5, "post_id": 10, "from_id": 3, "text": "Чёрный", "parents_stack": [11]},
     {"id": 11, "owner_id": -6, "post_id": 10, "from_id": 9, "text": "Другая стена"},

@@ -102,28 +102,29 @@ class Dialogues(Source):
 
     def _turn(self, where: str, row: Mapping[str, Any]) -> _Found | Reject:
         """A row of Reddit or VK."""
-        name, author = _string(row.get("id")), "author" if self.layout == "reddit" else "from_id"
-        if self.layout == "vk":
-            owner, post = _string(row.get("owner_id")), _string(row.get("post_id"))
-            thread = f"{owner}_{post or name}"
-            stack = row.get("parents_stack")
-            above = _string(row.get("reply_to_comment")) or (
-                _string(stack[-1]) if isinstance(stack, list) and stack else ""
-            )
-            parent = above or _POST
-            text, is_post = self._said(row, "text"), not post
-            time = iso_time(row.get("date"))
-        else:
-            is_post = "body" not in row and "title" in row
-            thread = name if is_post else _string(row.get("link_id")).removeprefix("t3_")
-            above = _string(row.get("parent_id"))
-            parent = _POST if above == f"t3_{thread}" else above.removeprefix("t1_")
-            text = self._said(row, "title", "selftext") if is_post else self._said(row, "body")
-            time = _seconds(row.get("created_utc"))
-        if not name or not thread or not ({"text", "title", "body"} & row.keys()):
-            return Reject(where, "no post or comment", sample(", ".join(map(str, row))))
-        turn = Turn(_POST if is_post else name, "" if is_post else parent, _string(row.get(author)), text, time)
-        return _Found(thread, turn)
+        found = self._reddit_turn(row) if self.layout == "reddit" else self._vk_turn(row)
+        return Reject(where, "no post or comment", sample(", ".join(map(str, row)))) if found is None else found
+
+    def _reddit_turn(self, row: Mapping[str, Any]) -> _Found | None:
+        name, author, time = _string(row.get("id")), _string(row.get("author")), _seconds(row.get("created_utc"))
+        if "body" not in row:
+            post = Turn(_POST, "", author, self._said(row, "title", "selftext"), time)
+            return _Found(name, post) if name and "title" in row else None
+        thread, above = _string(row.get("link_id")).removeprefix("t3_"), _string(row.get("parent_id"))
+        parent = _POST if above == f"t3_{thread}" else above.removeprefix("t1_")
+        return _Found(thread, Turn(name, parent, author, self._said(row, "body"), time)) if name and thread else None
+
+    def _vk_turn(self, row: Mapping[str, Any]) -> _Found | None:
+        name, owner, author = _string(row.get("id")), _string(row.get("owner_id")), _string(row.get("from_id"))
+        if not name or "text" not in row:
+            return None
+        text, time = self._said(row, "text"), iso_time(row.get("date"))
+        post = _string(row.get("post_id") or None)  # zero is none
+        if not post:
+            return _Found(f"{owner}_{name}", Turn(_POST, "", author, text, time))
+        stack = row.get("parents_stack")
+        above = row.get("reply_to_comment") or (stack[-1] if isinstance(stack, list) and stack else None)
+        return _Found(f"{owner}_{post}", Turn(name, _string(above) or _POST, author, text, time))
 
     def _pikabu_post(self, where: str, row: Mapping[str, Any]) -> Iterator[Document | Reject]:
         thread, comments = _string(row.get("id")), _records(row.get("comments"))
