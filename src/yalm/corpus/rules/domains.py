@@ -22,7 +22,7 @@ from yalm.config import Settings
 from yalm.corpus.words import span_hashes, utf8_buffer
 
 _BATCH = 4 << 20  # bytes of text whose lines are found at a time
-_RANGE = 3_000_000  # rows of line counts that are added up at a time
+_RANGE = 1_000_000  # rows of line counts that are added up at a time
 
 # What one shard knows of each domain; `key` is the hash of the domain. `line_bytes` are those of the lines of documents
 # that are no near-duplicates, the rest is of all documents.
