@@ -44,11 +44,16 @@ class Document(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """A record of a source that is no document: where it stands, why in a few words, how it begins."""
+    """A record of a source that is no document: where it stands, why in a few words, how it begins.
+
+    `broken` says that something is wrong with it; a whole record that just has no text of use (a redirect, an image) is
+    counted too, but does not speak against its source.
+    """
 
     where: str
     reason: str
     sample: str = ""
+    broken: bool = True
 
 
 def to_table(documents: Iterable[Document], part: str, first_uid: int) -> pa.Table:
