@@ -62,8 +62,13 @@ def plain_text(source: str) -> str:
     if len(source) > PARSED_LIMIT or _nesting(source) > NESTING_LIMIT:
         return _tidy(_strip(source))
     import mwparserfromhell
+    from mwparserfromhell.parser import ParserError
 
-    return _tidy("".join(_article(mwparserfromhell.parse(source, skip_style_tags=True))))
+    try:
+        code = mwparserfromhell.parse(source, skip_style_tags=True)
+    except ParserError:  # a fault of its own, met once in a while
+        return _tidy(_strip(source))
+    return _tidy("".join(_article(code)))
 
 
 def _article(code: Any) -> Iterator[str]:
