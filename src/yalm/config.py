@@ -86,10 +86,11 @@ def nearest(word: str, candidates: Sequence[str]) -> str:
 def _explain(cls: type[Settings], error: ValidationError) -> str:
     """The first problem of a validation as one line."""
     problem = error.errors(include_url=False)[0]
-    location = [str(part) for part in problem["loc"]]
+    location, classes = _resolve(cls, [str(part) for part in problem["loc"]])
     where = ".".join(location) or "settings"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{nearest(location[-1], _keys_at(cls, location[:-1]))}"
+        valid = sorted({key for each in classes for key in each.model_fields})
+        return f"unknown key {where!r}{nearest(location[-1], valid)}"
     message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
     if problem["type"] == "missing":
         return f"{where!r} is required; add it or set {where}=VALUE"
@@ -98,22 +99,29 @@ def _explain(cls: type[Settings], error: ValidationError) -> str:
     return f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _keys_at(cls: type[Settings], location: Sequence[str]) -> list[str]:
-    """The valid keys of the section that `location` leads to (list indices and unions looked through)."""
-    node: type[Settings] | None = cls
+def _resolve(cls: type[Settings], location: Sequence[str]) -> tuple[list[str], list[type[Settings]]]:
+    """Where a problem is, as a person writes it, and the settings classes whose keys are valid beside its last part.
+
+    In a union of classes told apart by a field such as `kind`, pydantic puts the value of that field into the location.
+    """
+    path: list[str] = []
+    beside: list[type[Settings]] = [cls]
+    inside: list[type[Settings]] = [cls]
     for part in location:
-        field = node.model_fields.get(part) if node is not None else None
-        if field is not None:
-            node = _settings_in(field.annotation)
-    return list(node.model_fields) if node is not None else []
+        chosen = [each for each in inside if part in [field.default for field in each.model_fields.values()]]
+        if len(inside) > 1 and chosen:
+            inside = chosen
+            continue
+        fields = [each.model_fields[part] for each in inside if part in each.model_fields]
+        path.append(part)
+        beside = inside
+        if fields:
+            inside = _settings_in(fields[0].annotation)
+    return path, beside
 
 
-def _settings_in(annotation: Any) -> type[Settings] | None:
-    """The settings class inside an annotation such as `X`, `X | None` or `tuple[X, ...]`."""
+def _settings_in(annotation: Any) -> list[type[Settings]]:
+    """The settings classes inside an annotation such as `X`, `X | None`, `X | Y` or `tuple[X, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return annotation
-    for argument in get_args(annotation):
-        found = _settings_in(argument)
-        if found is not None:
-            return found
-    return None
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _settings_in(argument)]

@@ -10,16 +10,31 @@ from yalm.corpus.rules.chain import RulesSettings
 from yalm.corpus.rules.domains import DomainsSettings
 from yalm.corpus.rules.duplicates import DuplicatesSettings
 from yalm.corpus.rules.quality import Quality
+from yalm.corpus.sources.books import Books
 from yalm.corpus.sources.dialogues import Dialogues
 from yalm.corpus.sources.jsonl import JsonLines
+from yalm.corpus.sources.news import News
 from yalm.corpus.sources.parquet import HuggingFace, Parquet
 from yalm.corpus.sources.pile import Pile
 from yalm.corpus.sources.taiga import Taiga
 from yalm.corpus.sources.text import PlainText
 from yalm.corpus.sources.web import Html, Warc, Wet
+from yalm.corpus.sources.wikipedia import Wikipedia
 
 AnySource = Annotated[
-    JsonLines | Pile | Parquet | HuggingFace | PlainText | Warc | Wet | Html | Taiga | Dialogues,
+    JsonLines
+    | Pile
+    | Parquet
+    | HuggingFace
+    | PlainText
+    | Warc
+    | Wet
+    | Html
+    | Wikipedia
+    | News
+    | Books
+    | Taiga
+    | Dialogues,
     Field(discriminator="kind"),
 ]
 
