@@ -50,7 +50,9 @@ def test_why_a_document_fell(folder: Path) -> None:
 
 
 def test_overrides_reach_the_rules(folder: Path) -> None:
-    built = run("build", str(folder / "corpus.toml"), f"output={folder}/other", "rules.length.min_words={ru=1,en=6}", "--json")
+    built = run(
+        "build", str(folder / "corpus.toml"), f"output={folder}/other", "rules.length.min_words={ru=1,en=6}", "--json"
+    )
     settings = tomllib.loads(json.loads(built.stdout)["settings"])
     assert settings["rules"]["length"]["min_words"] == {"ru": 1, "en": 6}
 

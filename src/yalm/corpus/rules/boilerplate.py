@@ -10,24 +10,23 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import Field
 
-from yalm.corpus.rules.counts import equal_runs, owners, share, sums
+from yalm.corpus.rules.counts import HashSet, equal_runs, owners, share, sums
 from yalm.corpus.rules.rule import Batch, Rule, Verdict
 from yalm.corpus.words import Words
 
-_PHRASES = (
+_WORDS = (
     "купить купите покупайте заказать закажите заказ заказа скидка скидки скидку скидок скидкой акция акции "
     "распродажа распродажи цена цене цены ценам ценами дешево дёшево дешевле недорого выгодно выгодные доставка "
-    "доставкой доставки доставку оплата оплаты оплату корзину корзина каталог магазин магазина магазине интернет- "
-    "магазин звоните позвоните подпишитесь подписывайтесь подписка подписку бесплатно бесплатная бесплатный "
-    "бесплатной руб рублей опт оптом гарантия гарантией ассортимент наличии товар товары товаров товара предложение "
-    "спешите успейте реклама промокод кэшбэк рассрочка рассрочку кредит менеджер консультация консультацию buy "
-    "order discount discounts sale sales cheap cheapest price prices pricing shipping delivery checkout cart shop "
-    "store subscribe subscription newsletter free offer offers deal deals coupon promo bestseller warranty refund "
-    "satisfaction guaranteed limited hurry bonus cookie cookies куки cookie-файлы privacy gdpr конфиденциальности "
-    "copyright reserved защищены login войти зарегистрироваться регистрация sign "
+    "доставкой доставки доставку оплата оплаты оплату корзину корзина каталог магазин магазина магазине звоните "
+    "позвоните подпишитесь подписывайтесь подписка подписку бесплатно бесплатная бесплатный бесплатной руб рублей "
+    "опт оптом гарантия гарантией ассортимент наличии товар товары товаров товара предложение спешите успейте "
+    "реклама промокод кэшбэк рассрочка рассрочку кредит менеджер консультация консультацию buy order discount "
+    "discounts sale sales cheap cheapest price prices pricing shipping delivery checkout cart shop store "
+    "subscribe subscription newsletter free offer offers deal deals coupon promo bestseller warranty refund "
+    "satisfaction guaranteed limited hurry bonus cookie cookies куки privacy gdpr конфиденциальности copyright "
+    "reserved защищены login войти зарегистрироваться регистрация "
 )
 
 
@@ -49,7 +48,7 @@ class Boilerplate(Rule):
     def judge(self, batch: Batch) -> Verdict:
         """Measures boilerplate.words, their share."""
         words = batch.words
-        hits = np.isin(words.hashes.values, _hashes())
+        hits = _offers().holds(words.hashes.values)
         places = np.flatnonzero(hits)
         order, starts = equal_runs(words.hashes.values[places], owners(words.offsets)[places])
         first = np.zeros(len(hits), bool)
@@ -61,5 +60,5 @@ class Boilerplate(Rule):
 
 
 @lru_cache(maxsize=1)
-def _hashes() -> NDArray[np.uint64]:
-    return np.unique(Words(pa.array([_PHRASES], pa.large_string())).hashes.values)
+def _offers() -> HashSet:
+    return HashSet(Words(pa.array([_WORDS], pa.large_string())).hashes.values)

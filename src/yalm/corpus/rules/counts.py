@@ -43,6 +43,22 @@ def equal_runs(keys: NDArray[np.uint64], owner: NDArray[np.int64]) -> tuple[NDAr
     return order, np.flatnonzero(np.concatenate(([True], own[1:] != own[:-1])))
 
 
+class HashSet:
+    """A set of hashes that asks the whole batch at once; a table of their upper bits answers most of it with no."""
+
+    def __init__(self, hashes: NDArray[np.uint64], bits: int = 16) -> None:
+        self.hashes, self._shift = np.unique(hashes), np.uint64(64 - bits)
+        self._seen = np.zeros(1 << bits, bool)
+        self._seen[self.hashes >> self._shift] = True
+
+    def holds(self, values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of `values` are in the set."""
+        hits: NDArray[np.bool_] = self._seen[values >> self._shift]
+        places = np.flatnonzero(hits)
+        hits[places] = np.isin(values[places], self.hashes)
+        return hits
+
+
 class Bytes:
     """The bytes of texts and what they are: letters, digits, capitals, punctuation, spaces."""
 

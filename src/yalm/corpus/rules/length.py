@@ -70,8 +70,8 @@ class Length(Rule):
         ]
         every = pa.array([sentence for sentences in split for sentence in sentences], pa.large_string())
         of_bytes = Bytes(every)
-        letters, spaces = of_bytes.of(LETTERS), of_bytes.of(SPACES)
-        natural = letters >= self.sentence_letters * (of_bytes.counts - spaces)
+        letters, visible = of_bytes.counts - of_bytes.of(~LETTERS), of_bytes.counts - of_bytes.of(SPACES)
+        natural = letters >= self.sentence_letters * visible
         for pattern in (_NATURAL, _WORDS % (self.sentence_words - 1)):
             natural &= pc.match_substring_regex(every, pattern).to_numpy(zero_copy_only=False)
         offsets = np.concatenate(([0], np.cumsum([len(sentences) for sentences in split], dtype=np.int64)))

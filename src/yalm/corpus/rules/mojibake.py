@@ -19,17 +19,11 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-# Per mille, most frequent first; ё and ъ share the last place.
-_FREQUENCIES = dict(
-    zip(
-        "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфёъ",
-        (
-            *(110, 85, 80, 74, 67, 63, 55, 47, 45, 44, 35, 32, 30, 28, 26, 20, 19, 17.4, 17, 16.5, 16, 14.4, 12, 9.7),
-            *(9.4, 7.3, 6.4, 4.8, 3.6, 3.2, 2.6, 0.4, 0.4),
-        ),
-        strict=True,
-    )
+_PER_MILLE = (
+    "о:110 е:85 а:80 и:74 н:67 т:63 с:55 р:47 в:45 л:44 к:35 м:32 д:30 п:28 у:26 я:20 ы:19 ь:17.4 г:17 з:16.5 "
+    "б:16 ч:14.4 й:12 х:9.7 ж:9.4 ш:7.3 ю:6.4 ц:4.8 щ:3.6 э:3.2 ф:2.6 ъ:0.4 ё:0.4"
 )
+_FREQUENCIES = {entry[0]: float(entry[2:]) for entry in _PER_MILLE.split()}
 _BITS = {letter: -math.log2(share / 1000) for letter, share in _FREQUENCIES.items()}
 _BITS |= {letter.upper(): bits for letter, bits in _BITS.items()}
 _FOREIGN = 12.0  # bits of a character that Russian does not have, or of a capital after a small letter
@@ -55,40 +49,39 @@ def _characters(encoding: str) -> list[str]:
 
 
 class _Reading(NamedTuple):
-    """One encoding: the byte of each character, and its look of UTF-8 sequences (single, and run of several)."""
+    """One encoding: the byte of each character, what proves UTF-8 read in it, and what such UTF-8 is made of."""
 
     to_byte: dict[int, int]
+    proof: str
     sequence: str
 
 
 def _reading(encoding: str) -> _Reading:
-    characters = _characters(encoding)
-    to_byte = {ord(character): byte for byte, character in enumerate(characters)}
+    to_byte = {ord(character): byte for byte, character in enumerate(_characters(encoding))}
     if encoding == "cp1252":  # and Latin-1, which differs only here
         to_byte |= {byte: byte for byte in range(0x80, 0xA0)}
 
-    def class_of(first: int, last: int) -> str:
-        return "[" + "".join(re.escape(chr(c)) for c, byte in to_byte.items() if first <= byte <= last) + "]"
+    def one_of(*ranges: tuple[int, int]) -> str:
+        held = (chr(c) for c, byte in to_byte.items() if any(first <= byte <= last for first, last in ranges))
+        return "[" + "".join(map(re.escape, held)) + "]"
 
-    tail = class_of(0x80, 0xBF)
-    if encoding == "cp1252":  # Latin, Greek and Cyrillic letters; everything up to U+FFFF; emoji and the like
-        two = class_of(0xC2, 0xC5)[:-1] + class_of(0xCE, 0xD3)[1:] + tail
-        return _Reading(to_byte, f"{two}|{class_of(0xE1, 0xEF)}{tail}{{2}}|{class_of(0xF0, 0xF3)}{tail}{{3}}")
-    # Elsewhere leads of three bytes are common letters, so only Russian, its quotes and its dashes are looked for.
-    two = class_of(0xC2, 0xC2)[:-1] + class_of(0xD0, 0xD1)[1:] + tail
-    return _Reading(
-        to_byte,
-        f"{two}|{class_of(0xE2, 0xE2)}{class_of(0x80, 0x80)}{tail}|{class_of(0xE2, 0xE2)}{class_of(0x84, 0x84)}{tail}",
-    )
+    tail = one_of((0x80, 0xBF))
+    letter = one_of((0xC2, 0xC5), (0xCC, 0xD3)) + tail  # Latin, accents, Greek, Cyrillic
+    russian = one_of((0xC2, 0xC2), (0xD0, 0xD1)) + tail
+    dash = one_of((0xE2, 0xE2)) + one_of((0x80, 0x80)) + one_of((0x90, 0x9F), (0xA2, 0xA2), (0xA6, 0xA6))  # quotes, …
+    wide = f"{letter}|{one_of((0xE1, 0xEF))}{tail}{{2}}|{one_of((0xF0, 0xF3))}{tail}{{3}}"
+    if encoding == "cp1252":  # one sequence is proof; ƒ ˆ ˜ are characters of cp1252 itself, misread twice
+        return _Reading(to_byte, f"Æ’|Ë†|Ëœ|{wide}", f"Æ’|Ë†|Ëœ|{wide}")
+    # In Cyrillic "В»" and "С…" are honest text, three in a row are not. The tails of cp866 are common letters: there a
+    # dash looks like a missing space ("форматАвто") and proves nothing.
+    if encoding == "cp866":
+        return _Reading(to_byte, f"(?:{russian}){{3}}", f"{russian}|{dash}")
+    return _Reading(to_byte, f"(?:{russian}){{3}}|{dash}", wide)
 
 
 _READINGS = {encoding: _reading(encoding) for encoding in {*_READ_AS, *(wrong for wrong, _ in _PAIRS)}}
 _SEQUENCES = {encoding: re.compile(f"(?:{_READINGS[encoding].sequence})+") for encoding in _READ_AS}
-# One sequence in cp1252 is proof; in the Cyrillic encodings "В»" and "С…" are honest text, three in a row are not.
-_PROOFS = {
-    encoding: re.compile(f"(?:{_READINGS[encoding].sequence})" + ("" if encoding == "cp1252" else "{3}"))
-    for encoding in _READ_AS
-}
+_PROOFS = {encoding: re.compile(_READINGS[encoding].proof) for encoding in _READ_AS}
 
 _GARBLED_LETTERS = "ЎўҐЄЇ¤¦§Ё©¬®"
 MIXED_UP = "|".join(
