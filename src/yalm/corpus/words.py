@@ -10,7 +10,7 @@ batches are cut to some megabytes.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(int(_PRIME), -1, 2**64))
+_USUAL = 3 << 20  # bytes
 _JOIN = np.uint64(0xD6E8FEB86659FD93)
 _ASCII = np.array([chr(byte).isalnum() if byte < 0x80 else True for byte in range(256)])
 
@@ -60,10 +61,24 @@ def utf8_buffer(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def span_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A number for each span data[start:end], equal for equal bytes wherever they stand; spans may overlap."""
-    powers = np.cumprod(np.full(len(data), _PRIME))
-    sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum((data + np.uint64(1)) * powers)))
-    inverses = np.cumprod(np.full(len(data) + 1, _INVERSE))  # one more, for an empty span at the very end
+    size = len(data) + 1  # one more, for an empty span at the very end
+    powers, inverses = (of_size[:size] for of_size in (_usual_powers() if size <= _USUAL else _powers(size)))
+    sums = np.zeros(size, np.uint64)
+    np.cumsum((data + np.uint64(1)) * powers[1:], out=sums[1:])
     return mix((sums[ends] - sums[starts]) * inverses[starts])
+
+
+@cache
+def _usual_powers() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Powers for a batch of usual size, found once: they cost as much as the hashes themselves."""
+    return _powers(_USUAL)
+
+
+def _powers(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The first `size` powers of the polynomial's base, and of its inverse."""
+    bases = (np.full(size, base) for base in (_PRIME, _INVERSE))
+    powers, inverses = (np.cumprod(base) * inverse for base, inverse in zip(bases, (_INVERSE, _PRIME), strict=True))
+    return powers, inverses
 
 
 class Words:

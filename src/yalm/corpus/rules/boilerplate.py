@@ -33,8 +33,8 @@ _WORDS = (
 class Boilerplate(Rule):
     """Drops texts made of the words of offers and notices.
 
-    Of the Russian and English texts the defaults were set on, which have no advertisements, fewer than 1 in 1,000 fall;
-    a shop's offers and cookie notices have 20 to 50 % of such words.
+    Of 65,000 Russian and English texts without advertisements one fell, a joke about a sale. How many advertisements
+    it finds is not measured: that needs pages of the web with labels.
     """
 
     name: ClassVar[str] = "boilerplate"
