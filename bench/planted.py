@@ -4,7 +4,7 @@
 
 TEXTS are JSON lines with `text` and `lang`. Some documents stay as they are; others, of which no clean copy stays, are
 turned into one kind of trouble each: exact copies, near copies at several Jaccard levels, wrong decodings, random
-characters, keyword spam, pages of a shop, markup, advertising, e-mail addresses. The table says of each kind how many
+characters, keyword spam, pages of a template, markup, advertising, e-mail addresses. The table says of each kind how many
 were dropped or mended as they should be, and by which rule; of each rule how many untouched documents it dropped. Near
 copies are held against the exact Jaccard similarity of all pairs that share any shingle, computed here on plain sets.
 """
@@ -28,6 +28,8 @@ from yalm.tokens.documents import find_files, read_raw
 
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SHINGLE, SIMILARITY = 5, 0.8
+# Letters, digits, and all beyond ASCII but three blocks of punctuation, as `yalm.corpus.words` has it.
+WORD = re.compile("(?:[a-z0-9]|[^\\x00-\\xbf\\u2000-\\u207f\\u3000-\\u303f])+")
 AD = (
     "Купить дёшево! Скидки до 70% только сегодня. Заказать с доставкой по всей России: звоните прямо сейчас! "
     "Акция! Распродажа! Лучшие цены! Оформить заказ в один клик. Подпишитесь на рассылку и получите подарок. ",
@@ -66,15 +68,15 @@ KEYWORDS = (
         "viagra",
     ],
 )
-GOODS = ("чайник", "утюг", "стул", "лампа", "коврик", "насос", "шкаф", "замок", "фильтр", "кабель", "дрель", "зонт")
+PLACES = ("Вокзал", "Рынок", "Больница", "Мост", "Завод", "Почта", "Озеро", "Школа", "Театр", "Депо", "Парк")
 
-SHOP = (
-    "Интернет-магазин «Всё для дома». Главная страница каталога товаров нашего магазина.",
-    "Добавьте товар в корзину, и мы доставим его вам домой.",
-    "Доставка по всей стране занимает от двух до семи рабочих дней.",
-    "Оплата производится картой или наличными.",
-    "Мы работаем для вас каждый день с девяти утра до девяти вечера.",
-    "Возврат товара возможен в течение двух недель.",
+TEMPLATE = (
+    "Справочник остановок городского и пригородного транспорта нашей области, составленный по открытым данным.",
+    "На этой странице собраны сведения об остановке, её расположении и о маршрутах, которые через неё проходят.",
+    "Сведения обновляются раз в месяц. Если вы заметили ошибку, напишите об этом составителям справочника.",
+    "Рядом с остановкой расположены жилые дома, школа и небольшой сквер, куда можно зайти в ожидании автобуса.",
+    "Расписание движения может меняться в праздничные дни и в дни, когда улицы закрыты для проезда.",
+    "Составители справочника благодарят всех, кто прислал свои замечания и фотографии.",
 )
 
 
@@ -120,15 +122,17 @@ def plant(documents: Sequence[dict[str, str]], draw: random.Random) -> Iterator[
         name = "clean" if kind in ("copied", "near") else kind
         yield {"id": f"{name}-{number}", "text": text, "url": url}
     for number in range(len(documents) // 30):
-        thing, price = draw.choice(GOODS), draw.randrange(100, 9000)
-        lines = [*SHOP[:1], f"{thing} {number}", f"Цена {price} рублей, артикул {draw.randrange(10**6)}.", *SHOP[1:]]
-        text = "\n".join(lines)
-        yield {"id": f"shop-{number}", "text": text, "url": f"https://shop.example/{number}"}
+        place, route = draw.choice(PLACES), draw.randrange(1, 300)
+        own = (
+            f"Остановка «{place} {number}», маршрут {route}, дом {draw.randrange(1, 200)}, код {draw.randrange(10**6)}."
+        )
+        text = "\n".join([TEMPLATE[0], own, *TEMPLATE[1:]])
+        yield {"id": f"template-{number}", "text": text, "url": f"https://stops.example/{number}"}
 
 
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
     """The runs of words of a text, by plain Python: what the pipeline's are compared with."""
-    words = re.findall(r"\w+", text.lower())
+    words = WORD.findall(text.lower())
     return (
         frozenset(tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
         if words

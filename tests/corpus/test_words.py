@@ -16,7 +16,7 @@ def plain_words(text: str) -> list[str]:
         apart = (
             not character.isalnum()
             if character.isascii()
-            else character in "«»\u00a0" or "\u2000" <= character <= "\u206f" or "\u3000" <= character <= "\u303f"
+            else character in "«»\u00a0" or "\u2000" <= character <= "\u207f" or "\u3000" <= character <= "\u303f"
         )
         words[-1:] = [words[-1], ""] if apart else [words[-1] + character]
     return [word for word in words if word]

@@ -2,7 +2,7 @@
 
 All texts of a batch lie in one byte buffer. A word is a run of letters and digits of the lower-cased text: ASCII
 letters and digits and every byte of a non-ASCII character, but for those of Latin-1 punctuation (U+0080 to U+00BF: «
-» and the no-break space), of general punctuation (U+2000 to U+206F: dashes, quotes, ellipsis) and of U+3000 to
+» and the no-break space), of general punctuation (U+2000 to U+207F: dashes, quotes, ellipsis) and of U+3000 to
 U+303F. Its hash is a polynomial of its bytes, modulo 2^64, so that the hashes of all words come from one running sum;
 it is then mixed by the finaliser of SplitMix64 (Steele, Lea and Flood 2014). Everything is NumPy over whole batches,
 without a Python loop over documents; the price is that a batch costs about 40 bytes of memory a byte of text, so
