@@ -4,9 +4,9 @@
 
 TEXTS are JSON lines with `text` and `lang`. Some documents stay as they are; others, of which no clean copy stays, are
 turned into one kind of trouble each: exact copies, near copies at several Jaccard levels, wrong decodings, random
-characters, keyword spam, pages of a template, markup, advertising, e-mail addresses. The table says of each kind how many
-were dropped or mended as they should be, and by which rule; of each rule how many untouched documents it dropped. Near
-copies are held against the exact Jaccard similarity of all pairs that share any shingle, computed here on plain sets.
+characters, keyword spam, pages of a template, markup, advertising, e-mail addresses. The table says of each kind how
+many were dropped or mended as they should be, and by which rule; of each rule how many untouched documents it dropped.
+Near copies are held against the exact Jaccard similarity of all pairs that share any shingle, computed here on plain sets.
 """
 
 import argparse

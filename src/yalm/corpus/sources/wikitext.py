@@ -1,215 +1,258 @@
-"""Wikitext as plain text: what a reader of the article reads, without tables, notes, pictures and boxes.
+"""Wikitext to plain text: what a reader of the page would read from top to bottom, without tables, notes and boxes.
 
-Templates are not expanded, for that takes the wiki's own; a few that only mark up their text keep it, the others go.
-The parser (mwparserfromhell) follows MediaWiki closely, and its time on markup that opens and never closes grows with
-the square of it. Pages longer or nested deeper than any article is are therefore stripped by expressions that take
-linear time and know less: a table that never closes then takes the rest of its page with it.
+The syntax is mwparserfromhell's business. What it need not see is cut before, since it is the slow part: comments,
+notes, and the trailing sections of sources and links. Its time grows with the number of brackets that nothing closes
+times the length of the page, and it recurses where they nest; pages beyond the bounds below, which no editor writes,
+are a `TangledMarkup` instead of minutes. Templates are not expanded (their code is not in the page): a few that only
+dress their text yield it, the rest are dropped.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-PARSED_LIMIT = 1 << 20  # characters
-NESTING_LIMIT = 50  # braces, brackets and tags in each other
-_STRIP_PASSES = 20
+PAGE_LIMIT = 1 << 22  # characters; MediaWiki saves none of more than 2**21 bytes
+_DEPTH_LIMIT = 60  # brackets in each other
+_WORK_LIMIT = 20_000_000  # brackets left open, times characters: about two seconds
 
-_MARK = re.compile(r"\{\{|\}\}|\{\||(?<=\n)\|\}(?!\})|\[|\]|</?[a-zA-Z]+|/?>")
-_CLOSES = {"}}": "{{", "|}": "{|", "]": "[", ">": "<"}
-_FLAT = frozenset(("<br", "<hr", "<wbr"))  # tags that have no end
-_HIDDEN_TITLES = re.compile(
-    r"\s*(?:file|image|media|category|файл|изображение|медиа|категория|[a-z]{2,3}(?:-[a-z]+)*)\s*:", re.IGNORECASE
-)
-_HIDDEN_TAGS = frozenset(
-    (
-        *("ref", "references", "table", "gallery", "math", "chem", "ce", "score", "timeline", "imagemap", "graph"),
-        *("syntaxhighlight", "source", "mapframe", "maplink", "templatestyles", "templatedata", "inputbox"),
-        *("categorytree", "includeonly", "indicator", "section", "hiero"),
-    )
-)
-_TRAILING = frozenset(
-    (
-        *("примечания", "ссылки", "литература", "см. также", "источники", "комментарии", "сноски", "галерея"),
-        *("references", "external links", "see also", "notes", "further reading", "bibliography", "sources"),
-        *("notes and references", "citations", "footnotes", "gallery"),
-    )
-)
-# The parameter that holds the text of a template.
-_TEXT_TEMPLATES = {"lang": "2", "nobr": "1", "nowrap": "1", "s": "1", "abbr": "1", "comment": "1", "sfrac": "1"}
-_LANGUAGE_TEMPLATE = re.compile(r"lang-[a-z-]+")
-_DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:disambig(?:uation)?|dab|hndis|geodis|неоднозначность|многозначность|disambig-[^{}|]*)\s*[|}]"
-    r"|__disambig__",
+# MediaWiki ends each of these at the next closing tag of its name, whatever stands between.
+_OPAQUE = re.compile(
+    r"<!--|<(ref|references|gallery|timeline|score|imagemap|hiero|graph|mapframe|maplink|templatedata|templatestyles"
+    r"|inputbox|categorytree|includeonly|indicator|style|section)\b[^<>]*>",
     re.IGNORECASE,
 )
-_REDIRECT = re.compile(r"\s*#\s*(?:redirect|перенаправление)\b", re.IGNORECASE)
+_BRACKETS = re.compile(
+    r"(?P<template>\{\{)|(?P<template_>\}\})|(?P<link>\[\[)|(?P<link_>\]\])"
+    r"|(?P<table>^[ \t:]*\{\|)|(?P<table_>^[ \t]*\|\})|(?P<url>\[(?=[a-z]+:|//))|(?P<url_>\])"
+    r"|(?P<tag><(?!br\b|hr\b)[a-z][^<>]*(?<!/)(?:>|(?=<)|\Z))|(?P<tag_></)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_NESTING = ("template", "link", "table")
+_HEADING = re.compile(r"^(={1,6})([^\n]+?)\1[ \t]*$", re.MULTILINE)
+_TRAILING = frozenset(
+    (
+        *("примечания", "примечание", "комментарии", "сноски", "источники", "использованная литература", "литература"),
+        *("библиография", "ссылки", "внешние ссылки", "см. также", "смотри также", "смотрите также", "галерея"),
+        *("литература и ссылки", "ссылки и литература", "ссылки и примечания", "примечания и ссылки"),
+        *("references", "notes", "notes and references", "references and notes", "footnotes", "citations", "sources"),
+        *("works cited", "bibliography", "further reading", "external links", "see also", "explanatory notes"),
+        "gallery",
+    )
+)
+_DROPPED_LINKS = re.compile(
+    r"\s*(?:(?i:file|image|media|category|файл|изображение|медиа|категория)|simple|[a-z]{2,3}(?:-[a-z-]+)?)\s*:"
+)
+_DROPPED_TAGS = frozenset(("table", "ref", "references", "gallery", "timeline", "score", "style", "imagemap", "hiero"))
+_LIST_MARKS = {"*": "- ", "#": "- ", ":": "", ";": ""}
+
+# The place of the text among a template's arguments, by the template's name; 0 is the last one.
+_TEXT_PLACE: Mapping[str, int] = {
+    **dict.fromkeys(("nobr", "nowrap", "nobold", "s", "small", "big", "em", "strong", "comment", "abbr", "tooltip"), 1),
+    **dict.fromkeys(
+        ("подсказка", "sub", "sup", "math", "mvar", "num", "formatnum", "число", "ударение", "iw", "ill"), 1
+    ),
+    **dict.fromkeys(("interlanguage link", "quote", "blockquote", "цитата", "кавычки", "sic", "not a typo", "vr"), 1),
+    **dict.fromkeys(("lang", "нп", "нп2", "нп3", "нп4", "нп5", "не переведено", "не переведено 5", "color"), 2),
+    **dict.fromkeys(("transl", "transliteration", "iast", "ipa"), 0),
+}
+_SIGNS = {
+    "—": " — ",
+    "-": " — ",
+    "тире": " — ",
+    "snd": " – ",
+    "ndash": "–",
+    "mdash": "—",
+    "nbsp": " ",
+    "!": "|",
+    "ё": "ё",
+}
+
+_QUOTES = re.compile(r"'{2,5}")
+_SWITCHES = re.compile(r"__[^\W\d_]{3,}(?:_[^\W\d_]+)*__")
+_LEFT_OPEN = re.compile(r"\{\{+|\}\}+|\[\[+|\]\]+|\{\||^\|\}|^\|-.*$", re.MULTILINE)
+_HOLLOW = re.compile(r"\([\s,;:–—-]*\)")
+_HOLLOW_START = re.compile(r"\([ \t]*[,;:][ \t]*")
+_SPACES = re.compile(r"[ \t]{2,}")
+_SPACE_BEFORE = re.compile(r"[ \t](?=[,.;)](?:\s|$))")
+_NESTED_ITEM = re.compile(r"^(?:- ){2,}", re.MULTILINE)
+_MARKED_HEADING = re.compile(r"\x00(\d)(.*)")
 
 
-def is_disambiguation(source: str) -> bool:
-    """Whether a page says that it only lists meanings of its title."""
-    return _DISAMBIGUATION.search(source) is not None
+class TangledMarkup(Exception):
+    """The brackets of a page are too many, too deep, or too often left open to be parsed in reasonable time."""
 
 
-def is_redirect(source: str) -> bool:
-    """Whether a page only leads to another."""
-    return _REDIRECT.match(source) is not None
-
-
-def plain_text(source: str) -> str:
-    """The text of a page: paragraphs, headings and items of lists as lines, at most one blank line between them."""
-    source = _without(source, "<!--", "-->").partition("<!--")[0]
-    if len(source) > PARSED_LIMIT or _nesting(source) > NESTING_LIMIT:
-        return _tidy(_strip(source))
+def plain_text(wikitext: str) -> str:
+    """The text of a page; empty if nothing is left of it. `TangledMarkup` if it is beyond the bounds of this module."""
     import mwparserfromhell
-    from mwparserfromhell.parser import ParserError
 
+    if len(wikitext) > PAGE_LIMIT:
+        raise TangledMarkup
+    source = _without_trailing_sections(_without_opaque(wikitext.replace("\x00", "")))
+    _check_brackets(source)
     try:
         code = mwparserfromhell.parse(source, skip_style_tags=True)
-    except ParserError:  # a fault of its own, met once in a while
-        return _tidy(_strip(source))
-    return _tidy("".join(_article(code)))
+        text = "".join(_texts(code.nodes))
+    except RecursionError:
+        raise TangledMarkup from None
+    return _tidy(text)
 
 
-def _article(code: Any) -> Iterator[str]:
-    """The texts of all nodes outside of trailing sections."""
-    from mwparserfromhell.nodes import Heading
-
-    left_out = 0  # level of the heading whose section is left out
-    for node in code.nodes:
-        if isinstance(node, Heading):
-            title = _text(node.title).strip()
-            if not left_out or node.level <= left_out:
-                left_out = node.level if title.casefold() in _TRAILING else 0
-                if not left_out:
-                    yield f"\n{title}\n"
-        elif not left_out:
-            yield _node_text(node)
-
-
-def _text(code: Any) -> str:
-    return "".join(map(_node_text, code.nodes))
-
-
-def _node_text(node: Any) -> str:
-    from mwparserfromhell import nodes
-
-    match node:
-        case nodes.Text():
-            return str(node.value)
-        case nodes.Wikilink():
-            title = str(node.title)
-            return "" if _HIDDEN_TITLES.match(title) else _text(node.text or node.title).lstrip(":")
-        case nodes.ExternalLink():
-            return _text(node.title) if node.title is not None else "" if node.brackets else str(node.url)
-        case nodes.HTMLEntity():
-            return str(node.normalize())
-        case nodes.Template():
-            return _template_text(node)
-        case nodes.Heading():
-            return f"\n{_text(node.title).strip()}\n"
-        case nodes.Tag():
-            name = str(node.tag).strip().lower()
-            if name in ("br", "hr"):
-                return "\n"
-            return "" if name in _HIDDEN_TAGS or node.contents is None else _text(node.contents)
-    return ""  # comments, arguments of templates
+def _without_opaque(text: str) -> str:
+    """The text without comments and without the tags whose content is not prose. Linear: a search that failed is not
+    made again."""
+    parts: list[str] = []
+    unclosed: set[str] = set()
+    position = 0
+    lowered = text.lower() if len(text.lower()) == len(text) else text
+    while found := _OPAQUE.search(text, position):
+        parts.append(text[position : found.start()])
+        position = found.end()
+        closing = f"</{found[1].lower()}" if found[1] else "-->"
+        if found[0].endswith("/>") or closing in unclosed:
+            continue
+        end = lowered.find(closing, position)
+        if end < 0:
+            unclosed.add(closing)
+            continue
+        position = end + len(closing)
+        if found[1]:
+            position = text.find(">", position) + 1 or len(text)
+    parts.append(text[position:])
+    return "".join(parts)
 
 
-def _template_text(node: Any) -> str:
-    name = str(node.name).strip().lower()
-    wanted = "1" if _LANGUAGE_TEMPLATE.fullmatch(name) else _TEXT_TEMPLATES.get(name)
-    return _text(node.get(wanted).value) if wanted and node.has(wanted) else ""
+def _without_trailing_sections(text: str) -> str:
+    """The text without the sections of notes, sources and links, each up to the next heading of its level or above."""
+    parts: list[str] = []
+    start, dropped = 0, 0
+    for heading in _HEADING.finditer(text):
+        level = len(heading[1])
+        if not dropped or level <= dropped:
+            if not dropped:
+                parts.append(text[start : heading.start()])
+            start = heading.start()
+            dropped = level if heading[2].strip(" \t'.:").lower() in _TRAILING else 0
+    if not dropped:
+        parts.append(text[start:])
+    return "".join(parts)
+
+
+def _check_brackets(text: str) -> None:
+    """`TangledMarkup` if brackets nest too deep, or so many are left open that parsing would take long."""
+    depths: dict[str, int] = {}
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        name = str(found.lastgroup)
+        if not name.endswith("_"):
+            depths[name] = depths.get(name, 0) + 1
+            depth += name in _NESTING
+        elif depths.get(name[:-1]):
+            depths[name[:-1]] -= 1
+            depth -= name[:-1] in _NESTING
+        if depth > _DEPTH_LIMIT:
+            raise TangledMarkup
+    if sum(depths.values()) * len(text) > _WORK_LIMIT:
+        raise TangledMarkup
+
+
+def _texts(nodes: Iterable[Any]) -> Iterator[str]:
+    for node in nodes:
+        yield _WRITERS[type(node).__name__](node)
+
+
+def _inside(code: Any) -> str:
+    return "".join(_texts(code.nodes)) if code is not None else ""
+
+
+def _wikilink(node: Any) -> str:
+    title = str(node.title).strip()
+    if _DROPPED_LINKS.match(title):
+        return ""
+    return _inside(node.text) if node.text is not None else title.removeprefix(":")
+
+
+def _external_link(node: Any) -> str:
+    return _inside(node.title) if node.brackets else str(node.url)
+
+
+def _template(node: Any) -> str:
+    name = str(node.name).strip().lower().replace("_", " ")
+    if name in _SIGNS:
+        return _SIGNS[name]
+    if ":" in name:  # a function of the parser
+        return str(node.name).partition(":")[2].strip() if name.startswith("formatnum:") else ""
+    place = 0 if name.startswith("lang-") else _TEXT_PLACE.get(name)
+    unnamed = [param for param in node.params if not param.showkey]
+    if place is None or len(unnamed) < max(place, 1):
+        return ""
+    return _inside(unnamed[place - 1].value).strip()
+
+
+def _tag(node: Any) -> str:
+    name = str(node.tag).strip().lower()
+    if node.wiki_markup in _LIST_MARKS:
+        return _LIST_MARKS[str(node.wiki_markup)]
+    if name in ("br", "hr"):
+        return "\n"
+    if name in _DROPPED_TAGS:
+        return ""
+    content = _inside(node.contents)
+    if name in ("math", "chem", "ce"):
+        return " ".join(content.split())
+    return f"\n{content}\n" if name in ("p", "div", "blockquote", "center", "poem", "pre", "li", "dd") else content
+
+
+def _heading(node: Any) -> str:
+    return f"\n\n\x00{node.level}{' '.join(_inside(node.title).split())}\n\n"
+
+
+def _entity(node: Any) -> str:
+    character = str(node.normalize())
+    return "" if unicodedata.category(character) in ("Cc", "Cs", "Cn") else character
+
+
+_WRITERS: Mapping[str, Callable[[Any], str]] = {
+    "Text": lambda node: str(node.value),
+    "Wikilink": _wikilink,
+    "ExternalLink": _external_link,
+    "Template": _template,
+    "Tag": _tag,
+    "Heading": _heading,
+    "HTMLEntity": _entity,
+    "Comment": lambda node: "",
+    "Argument": lambda node: _inside(node.default),
+}
 
 
 def _tidy(text: str) -> str:
-    """Without what the parts taken out leave behind: quotes for bold, magic words, empty brackets, blanks."""
-    text = re.sub(r"'{2,5}", "", text.replace("\xa0", " ").replace("\u200b", ""))
-    text = re.sub(r"__[A-ZА-Я]{3,30}__", "", text)
-    text = re.sub(r"\((?:[ ,;:]|—|–)*\)", "", text)
-    text = re.sub(r"\( ?[,;] ?", "(", text)
-    text = re.sub(r"[ ,;]+\)", ")", text)
-    text = re.sub(r"[ \t]+", " ", text)
-    text = re.sub(r" (?=[,.;:)\n])", "", text)
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"\n +", "\n", text)).strip()
-
-
-def _nesting(source: str) -> int:
-    """How deep markup of one kind is nested at most, where what never closes counts as open to the end."""
-    depths: Counter[str] = Counter()
-    deepest = 0
-    tag = ""
-    for found in _MARK.finditer(source):
-        mark = found[0].lower()
-        opened = closed = ""
-        if mark[0] == "<":
-            depths["<"] += 1
-            deepest = max(deepest, depths["<"])
-            if mark[1] == "/":
-                closed = "tag"
-            else:
-                tag = mark
-                opened = "" if tag in _FLAT else "tag"
-        elif mark == "/>":
-            depths["<"] = max(0, depths["<"] - 1)
-            closed = "" if tag in _FLAT else "tag"
-        elif mark in _CLOSES:
-            closed = _CLOSES[mark]
+    """Mends what dropping leaves: hollow brackets, spaces, blank lines in a row, headings of nothing."""
+    for pattern, repair in (
+        (_QUOTES, ""),
+        (_SWITCHES, ""),
+        (_LEFT_OPEN, ""),
+        (_HOLLOW, ""),
+        (_HOLLOW_START, "("),
+        (_SPACES, " "),
+        (_SPACE_BEFORE, ""),
+        (_NESTED_ITEM, "- "),
+    ):
+        text = pattern.sub(repair, text)
+    kept: list[str] = []
+    below = 0  # level of the heading kept last, from the end; 7 is text
+    for line in reversed(text.split("\n")):
+        line = line.strip(" \t")
+        if heading := _MARKED_HEADING.fullmatch(line):
+            level = int(heading[1])
+            if level >= below or not heading[2]:
+                continue
+            below, line = level, heading[2]
+        elif line in ("", "-"):
+            if kept and kept[-1]:
+                kept.append("")
+            continue
         else:
-            opened = mark
-        if opened:
-            depths[opened] += 1
-            deepest = max(deepest, depths[opened])
-        elif depths[closed]:
-            depths[closed] -= 1
-    return deepest
-
-
-def _strip(source: str) -> str:
-    """The text of a page by expressions alone."""
-    source = re.sub(r"<ref\b[^<>]*/>", "", source, flags=re.IGNORECASE)
-    source = _without(source, "<ref", "</ref>")
-    for _ in range(_STRIP_PASSES):  # from the innermost outwards
-        source, count = re.subn(r"\{\{[^{}]*\}\}", "", source)
-        if not count:
-            break
-    for _ in range(_STRIP_PASSES):
-        source, count = re.subn(r"\[\[([^\[\]]*)\]\]", _link_text, source)
-        if not count:
-            break
-    source = re.sub(r"\[https?://[^\s\[\]]* ?([^\[\]\n]*)\]", r"\1", source)
-    source = re.sub(r"<br\b[^<>]*>", "\n", source, flags=re.IGNORECASE)
-    source = re.sub(r"</?[a-zA-Z][^<>]*>", "", source)
-    return re.sub(r"\{\{+|\}\}+|\[\[+|\]\]+", "", "".join(_lines(source)))
-
-
-def _lines(source: str) -> Iterator[str]:
-    """The lines outside of tables and trailing sections, without the marks of headings and lists."""
-    tables = left_out = 0
-    for line in source.splitlines():
-        start = line.lstrip(" \t:")
-        tables += start.startswith("{|")
-        if tables:
-            tables -= start.startswith("|}")
-        elif (size := len(line) - len(line.lstrip("="))) and line.rstrip().endswith("="):
-            title = line.strip("= \t")
-            if not left_out or size <= left_out:
-                left_out = size if title.casefold() in _TRAILING else 0
-                if not left_out:
-                    yield f"\n{title}\n"
-        elif not left_out:
-            yield line.lstrip("*#:;") + "\n"
-
-
-def _link_text(link: re.Match[str]) -> str:
-    return "" if _HIDDEN_TITLES.match(link[1]) else link[1].rpartition("|")[2].lstrip(":")
-
-
-def _without(source: str, begin: str, end: str) -> str:
-    """What stands outside of two marks; a mark that never ends is text."""
-    parts = []
-    start = 0
-    while (found := source.find(begin, start)) >= 0 and (last := source.find(end, found)) >= 0:
-        parts.append(source[start:found])
-        start = last + len(end)
-    return "".join(parts) + source[start:]
+            below = 7
+        kept.append(line)
+    return "\n".join(reversed(kept)).strip()
