@@ -2,11 +2,12 @@
 
     python bench/planted.py TEXTS... --output DIR [--documents 6000] [--json FILE]
 
-TEXTS are JSON lines with `text` and `lang`. Some documents stay as they are; others, of which no clean copy stays, are
-turned into one kind of trouble each: exact copies, near copies at several Jaccard levels, wrong decodings, random
+TEXTS are JSON lines with `text` and `lang`. Some documents stay as they are; others, of which no clean copy stays,
+are turned into one kind of trouble each: exact copies, near copies at several Jaccard levels, wrong decodings, random
 characters, keyword spam, pages of a template, markup, advertising, e-mail addresses. The table says of each kind how
-many were dropped or mended as they should be, and by which rule; of each rule how many untouched documents it dropped.
-Near copies are held against the exact Jaccard similarity of all pairs that share any shingle, computed here on plain sets.
+many were dropped or mended as they should be, and by which rule; of each rule how many untouched documents it
+dropped. Near copies are held against the exact Jaccard similarity of all pairs that share any shingle, computed here
+on plain sets.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -151,8 +153,11 @@ def similar_pairs(texts: dict[str, str]) -> dict[tuple[str, str], float]:
     for names in holders.values():
         if len(names) < 200:  # what more documents share is a phrase, and does not make any two of them similar alone
             shared.update((a, b) for i, a in enumerate(names) for b in names[i + 1 :])
-    pairs = {}
-    for (a, b), _ in shared.items():
+    equal = defaultdict(list)
+    for name, of_text in sets.items():
+        equal[of_text].append(name)
+    pairs = {pair: 1.0 for names in equal.values() for pair in pairwise(names)}
+    for a, b in shared:
         common = len(sets[a] & sets[b])
         value = common / (len(sets[a]) + len(sets[b]) - common)
         if value >= 0.3:
