@@ -23,7 +23,7 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.stamp-dev
+types: $(VENV)/.stamp-dev $(VENV)/.stamp-test
 	$(BIN)/mypy
 
 bench: $(VENV)/.stamp-bench

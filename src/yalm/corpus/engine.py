@@ -94,7 +94,7 @@ def _connect(address: str | None) -> int:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise YalmError(f"{address}: no Ray cluster answers here ({error}); start it with `ray start --head`") from None
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     return int(resources.get("CPU", 1))
 
 
