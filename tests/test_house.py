@@ -7,11 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "yalm"
 # Each room with the rooms it may import, besides the ground.
-GROUND = {"config", "errors", "atomic", "progress"}
+GROUND = {"config", "errors", "atomic", "progress", "streams"}
 ROOMS = {
     "config": {"errors"},
     "errors": set(),
     "progress": set(),
+    "streams": {"errors"},
     "atomic": set(),
     "model": set(),
     "tokens": set(),

@@ -218,7 +218,7 @@ def _batches(
     size = 0
     with byte_progress("reading", sum(file.stat().st_size for file in files)) as advance:
         for file in files:
-            for raw in read_raw(file, lambda chunk: advance(len(chunk))):
+            for raw in read_raw(file, advance):
                 text, kind = raw.text(settings.text_field), is_good(raw)
                 digest = blake2b(text.encode("utf-8", "replace"), digest_size=8, key=seed).digest()
                 key = int.from_bytes(digest, "little")

@@ -131,12 +131,11 @@ def _chunks(files: Sequence[Path], shard_bytes: int, sources: list[SourceRecord]
     for file in files:
         size, sha256 = 0, hashlib.sha256()
 
-        def watch(data: bytes, sha256: "hashlib._Hash" = sha256) -> None:
+        def advance(more: int) -> None:
             nonlocal size
-            size += len(data)
-            sha256.update(data)
+            size += more
 
-        for document in read_raw(file, watch):
+        for document in read_raw(file, advance, sha256):
             chunk.documents.append(document)
             chunk.size += len(document.data)
             if chunk.size >= shard_bytes:

@@ -5,19 +5,16 @@ Reading is split in two so that the dear half can run elsewhere: `read_raw` stre
 any size pass through little memory. Compressed files that end early are errors, not short corpora.
 """
 
-import gzip
+import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import zstandard
+from typing import NamedTuple
 
 from yalm.errors import YalmError
+from yalm.streams import BrokenFile, open_bytes, read_lines
 
 SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".txt")
-_CHUNK = 1 << 20  # bytes read from a file at a time
 
 
 class RawDocument(NamedTuple):
@@ -74,26 +71,26 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def read_raw(file: str | Path, watch: Callable[[bytes], object] = lambda chunk: None) -> Iterator[RawDocument]:
-    """The documents of one file, undecoded; blank lines are skipped. `watch` sees each chunk of the file as it stands.
+def read_raw(
+    file: str | Path,
+    advance: Callable[[int], None] = lambda size: None,
+    digest: "hashlib._Hash | None" = None,
+) -> Iterator[RawDocument]:
+    """The documents of one file, undecoded; blank lines are skipped. `advance` and `digest` are those of `streams`.
 
     YalmError for a file that cannot be read, or compressed data that is broken or ends early.
     """
     path, name = Path(file), str(file)
     try:
-        with open(path, "rb") as stream:
-            chunks = iter(lambda: stream.read(_CHUNK), b"")
-            content = _decompressed(_watched(chunks, watch), name)
-            if name.endswith(".txt"):
-                yield RawDocument(b"".join(content), name, 0)
-            else:
-                for line, data in enumerate(_lines(content), start=1):
-                    if data.strip():
-                        yield RawDocument(data, name, line)
-    except (zstandard.ZstdError, zlib.error, gzip.BadGzipFile) as error:
-        raise YalmError(f"{file}: broken compressed data ({error}); fetch or write the file again") from None
-    except OSError as error:
-        raise YalmError(f"{file}: cannot read the file ({error.strerror}); check the path") from None
+        if name.endswith(".txt"):
+            with open_bytes(path, advance, digest) as stream:
+                yield RawDocument(stream.read(), name, 0)
+        else:
+            for line, data in read_lines(path, advance, digest=digest):
+                if data.strip():
+                    yield RawDocument(data, name, line)
+    except BrokenFile as error:
+        raise YalmError(f"{file}: {error.reason}; fetch or write the file again") from None
 
 
 def read_texts(inputs: Sequence[str | Path], text_field: str = "text") -> Iterator[str]:
@@ -101,59 +98,3 @@ def read_texts(inputs: Sequence[str | Path], text_field: str = "text") -> Iterat
     for file in find_files(inputs):
         for document in read_raw(file):
             yield document.text(text_field)
-
-
-class _Decoder(Protocol):
-    """What zstandard's and zlib's stream decoders have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-def _watched(chunks: Iterable[bytes], watch: Callable[[bytes], object]) -> Iterator[bytes]:
-    for chunk in chunks:
-        watch(chunk)
-        yield chunk
-
-
-def _decompressed(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """`chunks` without their compression, by the name's ending; any number of frames or members in a row."""
-    new_decoder: Callable[[], _Decoder]
-    if name.endswith(".zst"):
-        new_decoder = _zstd_decoder
-    elif name.endswith(".gz"):
-        new_decoder = _gzip_decoder
-    else:
-        yield from chunks
-        return
-    decoder: _Decoder | None = None
-    for chunk in chunks:
-        rest = chunk
-        while rest:
-            if decoder is None or decoder.eof:
-                decoder = new_decoder()
-            yield decoder.decompress(rest)
-            rest = decoder.unused_data if decoder.eof else b""
-    if decoder is not None and not decoder.eof:
-        raise YalmError(f"{name}: the compressed data ends early; fetch or write the file again")
-
-
-def _zstd_decoder() -> _Decoder:
-    return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-
-
-def _gzip_decoder() -> _Decoder:
-    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a stream, without their ends; a last line needs no end."""
-    tail = b""
-    for chunk in chunks:
-        *lines, tail = (tail + chunk).split(b"\n")
-        yield from lines
-    if tail:
-        yield tail

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.archives import members
-from yalm.corpus.sources.streams import BrokenFile
 from yalm.corpus.sources.taiga import Taiga
 from yalm.errors import YalmError
+from yalm.streams import BrokenFile
 
 TABLE = "\n".join(
     [

@@ -31,9 +31,9 @@ MAC = "mac-cyrillic"
 
 @st.composite
 def russian(draw: st.DrawFn) -> str:
-    """A sentence of random words with at least 40 letters."""
+    """A sentence of random words with at least 60 letters."""
     shuffled = draw(st.permutations(WORDS))
-    words = next(shuffled[:size] for size in range(len(WORDS)) if sum(map(len, shuffled[:size])) >= 40)
+    words = next(shuffled[:size] for size in range(len(WORDS)) if sum(map(len, shuffled[:size])) >= 60)
     return " ".join(words).capitalize() + draw(st.sampled_from([".", "!", "?", ", 1999.", " (RFC 822)."]))
 
 

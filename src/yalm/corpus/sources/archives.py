@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, Self, cast
 
-from yalm.corpus.sources.streams import LINE_LIMIT, BrokenFile, open_bytes
 from yalm.errors import YalmError
+from yalm.streams import LINE_LIMIT, BrokenFile, open_bytes
 
 SUFFIXES = (".zip", *(f".tar{ending}" for ending in ("", ".gz", ".bz2", ".zst")))
 

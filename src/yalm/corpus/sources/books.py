@@ -16,7 +16,7 @@ from pydantic import Field
 
 from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import BrokenFile, open_bytes, sample
+from yalm.streams import BrokenFile, open_bytes, sample
 
 _BEGINS = re.compile(r"([0-9]{1,20})\.fb2 ")
 _PIECE = 1 << 16  # characters of a line taken at a time

@@ -16,8 +16,8 @@ from yalm.corpus.sources.groups import Groups
 from yalm.corpus.sources.parquet import Parquet
 from yalm.corpus.sources.records import Row, iso_time, json_rows
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import sample
 from yalm.corpus.sources.threads import NOBODY, Authors, Chains, Turn, chains, without_mentions, write
+from yalm.streams import sample
 
 # A name with the first in it is a file of comments; that with the second instead has the posts they belong to.
 _PAIRS = (("RC_", "RS_"), ("comments", "submissions"), ("comments", "posts"))

@@ -77,7 +77,9 @@ _FRAMES = "─│┌┐└┘├┤┬┴┼═║╔╗╚╝╠╣╦╩╬█
 _KINDRED_LETTERS = "іїєґў"
 _RARE_BITS = 4  # disadvantage of mac-cyrillic, which is far rarer than the others
 _DECLARED_BITS = 10  # advantage of what is declared
-_RUSSIAN_BITS = 7.0  # a byte: Russian takes 4 to 6.5 (capitals), other languages and other alphabets 7.5 and more
+_RUSSIAN_BITS = (
+    7.25  # a byte: Russian takes 4 to 6.5, odd words in capitals 7; other languages and other alphabets 7.5 and more
+)
 _SAMPLE = 1 << 14  # bytes that are looked at
 
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.records import iso_time, json_rows, text_of
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import BrokenFile, open_bytes, sample, stem
+from yalm.streams import BrokenFile, open_bytes, sample, stem
 
 _ROW_LIMIT = 1 << 24  # characters
 _LINE_LIMIT = 1 << 20  # characters of a line taken at a time; only quoted fields survive being taken in two

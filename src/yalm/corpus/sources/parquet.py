@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from yalm.corpus.document import Reject
 from yalm.corpus.sources.records import Records, Row, json_rows
-from yalm.corpus.sources.streams import LINE_LIMIT, BrokenFile, open_bytes, sample
 from yalm.errors import YalmError
+from yalm.streams import LINE_LIMIT, BrokenFile, open_bytes, sample
 
 _ARROW_FILE = b"ARROW1\0\0"
 _BATCH = 64  # rows decoded at a time; a book may be a megabyte

@@ -15,7 +15,7 @@ from yalm.config import nearest
 from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.records import json_rows, text_of
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import sample, stem
+from yalm.streams import sample, stem
 
 SETS = (
     "ArXiv",

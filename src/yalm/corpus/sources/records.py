@@ -17,7 +17,7 @@ import orjson
 
 from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import BrokenFile, read_lines, sample, stem
+from yalm.streams import BrokenFile, read_lines, sample, stem
 
 
 class Fields(NamedTuple):

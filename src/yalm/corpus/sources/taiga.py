@@ -20,7 +20,7 @@ from yalm.corpus.sources.archives import SUFFIXES, Member, is_archive, members
 from yalm.corpus.sources.encodings import decode
 from yalm.corpus.sources.records import iso_time
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import BrokenFile, sample, stem
+from yalm.streams import BrokenFile, sample, stem
 
 _TABLES = ("metatable.csv", "metatable_texts.txt")
 _IDS = ("textid", "id", "filepath")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.encodings import decode
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import LINE_LIMIT, BrokenFile, open_bytes, stem
+from yalm.streams import LINE_LIMIT, BrokenFile, open_bytes, stem
 
 
 class PlainText(Source):

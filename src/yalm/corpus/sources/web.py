@@ -16,7 +16,7 @@ from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.encodings import decode
 from yalm.corpus.sources.records import language_code
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import BrokenFile, open_bytes, sample, stem
+from yalm.streams import BrokenFile, open_bytes, sample, stem
 
 PAGE_LIMIT = 1 << 24  # bytes
 _NESTING_LIMIT = 1000  # elements in each other; the time of extraction grows with its square

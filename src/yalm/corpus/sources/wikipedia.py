@@ -14,8 +14,8 @@ from urllib.parse import quote
 from yalm.corpus.document import Document, Reject
 from yalm.corpus.sources.records import language_code
 from yalm.corpus.sources.source import Source
-from yalm.corpus.sources.streams import BrokenFile, open_bytes, sample
 from yalm.corpus.sources.wikitext import TangledMarkup, plain_text
+from yalm.streams import BrokenFile, open_bytes, sample
 
 _PIECE = 1 << 16  # bytes
 _DISAMBIGUATION = re.compile(

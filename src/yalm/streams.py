@@ -1,4 +1,4 @@
-"""Files of any compression as one stream of bytes or lines, for all sources.
+"""Files of any compression as one stream of bytes or lines.
 
 The ending of the name says how a file is compressed (.gz, .zst, .bz2, anything else is plain); any number of members
 or frames in a row are read, in small pieces, so that also an input that unfolds to a vast output passes through bounded
@@ -7,6 +7,7 @@ source loses no document that stands before the fault.
 """
 
 import bz2
+import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -67,23 +68,30 @@ def sample(data: bytes | str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))[:_SAMPLE]
 
 
-def open_bytes(file: Path, advance: Callable[[int], None]) -> BinaryIO:
+def open_bytes(file: Path, advance: Callable[[int], None], digest: "hashlib._Hash | None" = None) -> BinaryIO:
     """The content of a file, decompressed; `advance` hears how many of its bytes, as they lie on disk, were read.
+
+    `digest` is updated with those bytes.
 
     Reading raises `BrokenFile` for broken compressed data, and YalmError if the file cannot be read at all.
     """
-    return cast(BinaryIO, _Stream(_chunks(file, advance)))
+    return cast(BinaryIO, _Stream(_chunks(file, advance, digest)))
 
 
-def read_lines(file: Path, advance: Callable[[int], None], limit: int = LINE_LIMIT) -> Iterator[tuple[int, bytes]]:
+def read_lines(
+    file: Path,
+    advance: Callable[[int], None],
+    limit: int = LINE_LIMIT,
+    digest: "hashlib._Hash | None" = None,
+) -> Iterator[tuple[int, bytes]]:
     """The lines of a file, counted from 1, without their ends (LF or CR LF); the last one needs no end.
 
-    `BrokenFile` as in `open_bytes`, and `LongLine` for a line of more than `limit` bytes.
+    `advance`, `digest` and `BrokenFile` as in `open_bytes`, and `LongLine` for a line of more than `limit` bytes.
     """
     number = 1
     parts: list[bytes] = []  # of the line that is not ended yet
     size = 0
-    for chunk in _chunks(file, advance):
+    for chunk in _chunks(file, advance, digest):
         head, *lines = chunk.split(b"\n")
         parts.append(head)
         size += len(head)
@@ -108,11 +116,11 @@ def _whole(parts: list[bytes], limit: int) -> bytes:
     return line.removesuffix(b"\r")
 
 
-def _chunks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+def _chunks(file: Path, advance: Callable[[int], None], digest: "hashlib._Hash | None") -> Iterator[bytes]:
     """The decompressed content in pieces, none of them empty."""
     try:
         with open(file, "rb", buffering=0) as raw:
-            pieces = _counted(raw, advance)
+            pieces = _counted(raw, advance, digest)
             for ending, new_decoder in _DECODERS.items():
                 if file.name.endswith(ending):
                     pieces = _decompressed(pieces, new_decoder)
@@ -121,8 +129,10 @@ def _chunks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
         raise YalmError(f"{file}: cannot read the file ({error.strerror}); check the path") from None
 
 
-def _counted(raw: io.RawIOBase, advance: Callable[[int], None]) -> Iterator[bytes]:
+def _counted(raw: io.RawIOBase, advance: Callable[[int], None], digest: "hashlib._Hash | None") -> Iterator[bytes]:
     while chunk := raw.read(_CHUNK):
+        if digest is not None:
+            digest.update(chunk)
         advance(len(chunk))
         yield chunk
 

@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yalm.corpus.sources.streams import BrokenFile, LongLine, open_bytes, read_lines, sample, stem
 from yalm.errors import YalmError
+from yalm.streams import BrokenFile, LongLine, open_bytes, read_lines, sample, stem
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
