@@ -1,23 +1,31 @@
-"""Data parallelism: however the model is divided, it learns the same."""
+"""Data parallelism: however the model is divided it learns the same, in the bytes of the formula, gathering ahead."""
+
+import itertools
 
 import pytest
 
 from ranks import run_ranks
-from sharding import train_each
+from sharding import CONFIG, LENGTH, SEQUENCES, count_bytes, record_gathers, train_each
 from support import MakeSettings, losses
 from yalm.errors import YalmError
+from yalm.model.costs import training_bytes
 from yalm.training.loop import train
+from yalm.training.settings import ComputeSettings
 
 STEPS = ("schedule.tokens=9600", "validation.every_steps=1000", "checkpoint.every_steps=1000")  # 50 of them
+# ZeRO's stage, sequences of a micro-batch, what is computed again, and more: a step has eight sequences, so two ranks
+# accumulate over micro-batches of two and four ranks over those of one.
 TWO_RANKS = [
-    *((f"compute.zero={zero}", f"batch.micro_sequences={micro}") for zero in range(4) for micro in (4, 2)),
-    ('compute.recompute="selective"', "batch.micro_sequences=2", "compute.prefetch=0"),
-    ('compute.recompute="full"', "compute.offload=true", "batch.micro_sequences=2", "compute.prefetch=2"),
+    (0, 4, "none"),
+    (0, 2, "selective"),
+    (1, 4, "selective"),
+    (1, 2, "full"),
+    (2, 4, "full"),
+    (2, 2, "none", "compute.prefetch=0"),
+    (3, 4, "none", "compute.prefetch=2"),
+    (3, 2, "selective", "compute.offload=true"),
 ]
-FOUR_RANKS = [
-    *((f"compute.zero={zero}", "compute.replicate=2", "batch.micro_sequences=1") for zero in (1, 2, 3)),
-    ("compute.replicate=2", "batch.micro_sequences=2", 'compute.recompute="full"'),
-]
+FOUR_RANKS = [(1, 1, "none", "compute.replicate=2"), (3, 1, "full", "compute.replicate=2")]
 
 
 def test_fifty_steps_are_the_same_however_the_model_is_divided(make_settings: MakeSettings) -> None:
@@ -25,10 +33,60 @@ def test_fifty_steps_are_the_same_however_the_model_is_divided(make_settings: Ma
     train(alone)
     assert len(losses(alone)) == 50
     for ranks, cases in ((2, TWO_RANKS), (4, FOUR_RANKS)):
-        runs = [make_settings(*STEPS, *case, output=f"{ranks}-{index}") for index, case in enumerate(cases)]
+        runs = [
+            make_settings(
+                *STEPS,
+                f"compute.zero={zero}",
+                f"batch.micro_sequences={micro}",
+                f"compute.recompute={recompute}",
+                *more,
+                output=f"{ranks} ranks, run {index}",
+            )
+            for index, (zero, micro, recompute, *more) in enumerate(cases)
+        ]
         run_ranks(ranks, train_each, runs)
         for case, settings in zip(cases, runs, strict=True):
             assert losses(settings) == pytest.approx(losses(alone), rel=1e-4), case
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_are_those_of_the_formula(ranks: int) -> None:
+    cases = [
+        (ComputeSettings(device="cpu", threads=1, zero=zero, recompute=recompute, prefetch=prefetch), micro_batches)
+        for zero, recompute, prefetch, micro_batches in itertools.product(
+            (0, 1, 2, 3), ("none", "selective", "full"), (1,), (1, 2)
+        )
+    ]
+    cases += [(ComputeSettings(device="cpu", threads=1, prefetch=prefetch), 1) for prefetch in (0, 2)]
+    for measured in run_ranks(ranks, count_bytes, cases):
+        for (settings, micro_batches), found in zip(cases, measured, strict=True):
+            expected = training_bytes(
+                CONFIG,
+                SEQUENCES,
+                LENGTH,
+                zero=settings.zero,
+                shards=ranks,
+                micro_batches=micro_batches,
+                prefetch=settings.prefetch,
+                recompute=settings.recompute,
+            )
+            assert found | {"total": sum(found.values())} == pytest.approx(expected, rel=0.05), settings
+
+
+def test_the_next_layers_are_gathered_before_a_layer_computes() -> None:
+    for prefetch in (0, 1, 2):
+        for events in run_ranks(2, record_gathers, prefetch):
+            forward, backward = (expected_events(order, prefetch) for order in ([0, 1, 2, 3], [3, 2, 1, 0]))
+            assert events == ["gather rest", *forward, *backward], prefetch
+
+
+def expected_events(layers: list[int], prefetch: int) -> list[str]:
+    """Each layer computed when it and the `prefetch` that follow have been asked for, and no others."""
+    events: list[str] = []
+    for index, layer in enumerate(layers):
+        wanted = [f"gather {later}" for later in layers[index : index + 1 + prefetch]]
+        events += [gather for gather in wanted if gather not in events] + [f"compute {layer}"]
+    return events
 
 
 def test_impossible_divisions_are_one_line(make_settings: MakeSettings) -> None:

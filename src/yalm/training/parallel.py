@@ -158,9 +158,7 @@ def _recompute(layer: nn.Module, settings: ComputeSettings) -> None:
     contexts = partial(create_selective_checkpoint_contexts, _keep)
     options: dict[str, Any] = {"context_fn": contexts} if settings.recompute == "selective" else {}
     # Nothing in a layer is random, so no generator's state is put away.
-    layer.forward = partial(
-        checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **options
-    )
+    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 # What costs most to compute and least to keep: matrix products and attention, on CPUs and GPUs. Not attention's inner
