@@ -138,6 +138,22 @@ def record_gathers(prefetch: int) -> list[str]:
     return [f"gather {match[1] or 'rest'}" if match else name for name, match in matches if match or "compute" in name]
 
 
+def count_collectives(cases: list[ComputeSettings], micro_batches: int) -> list[dict[str, int]]:
+    """The collectives of one step by kind, for each of the settings."""
+    kinds = {"gathers": "_allgather_base_", "reductions": "_reduce_scatter_base_", "sums": "allreduce_"}
+    counts = []
+    with one_world():
+        for settings in cases:
+            with join_world(settings) as world:
+                model = parallelize(initialize(build(CONFIG), seed=0), world, settings)
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                    for micro_batch in range(micro_batches):
+                        _forward_backward(model, settings, last=micro_batch == micro_batches - 1)
+            seen = Counter(event.name for event in profile.events())
+            counts.append({kind: seen[f"c10d::{name}"] for kind, name in kinds.items()})
+    return counts
+
+
 def _forward_backward(model: Yalm, settings: ComputeSettings, last: bool) -> None:
     ids = torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH)
     plan_communication(model, settings, last)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from ranks import run_ranks
-from sharding import CONFIG, LENGTH, SEQUENCES, count_bytes, record_gathers, train_each
+from sharding import CONFIG, LENGTH, SEQUENCES, count_bytes, count_collectives, record_gathers, train_each
 from support import MakeSettings, losses
 from yalm.errors import YalmError
 from yalm.model.costs import training_bytes
@@ -25,7 +25,7 @@ TWO_RANKS = [
     (3, 4, "none", "compute.prefetch=2"),
     (3, 2, "selective", "compute.offload=true"),
 ]
-FOUR_RANKS = [(1, 1, "none", "compute.replicate=2"), (3, 1, "full", "compute.replicate=2")]
+FOUR_RANKS = [(3, 1, "full", "compute.replicate=2")]
 
 
 def test_fifty_steps_are_the_same_however_the_model_is_divided(make_settings: MakeSettings) -> None:
@@ -71,6 +71,23 @@ def test_bytes_are_those_of_the_formula(ranks: int) -> None:
                 recompute=settings.recompute,
             )
             assert found | {"total": sum(found.values())} == pytest.approx(expected, rel=0.05), settings
+
+
+def test_no_stage_communicates_needlessly() -> None:
+    layers, parts, micro_batches = 4, 5, 2
+    # What gathers and reduces among the ranks that share a model, and sums over all ranks or groups, in one step.
+    expected = {
+        (0, 1): (0, 0, parts),
+        (1, 1): (parts, parts, 0),
+        (2, 1): (parts, parts * micro_batches, 0),
+        (3, 1): ((2 * layers + 1) * micro_batches, parts * micro_batches, 0),
+        (1, 2): (parts, parts, parts),
+        (2, 2): (parts, parts * micro_batches, parts),
+        (3, 2): ((2 * layers + 1) * micro_batches, parts * micro_batches, parts),
+    }
+    cases = [ComputeSettings(device="cpu", threads=1, zero=zero, replicate=groups) for zero, groups in expected]
+    for counts in run_ranks(4, count_collectives, cases, micro_batches):
+        assert [tuple(count.values()) for count in counts] == list(expected.values())
 
 
 def test_the_next_layers_are_gathered_before_a_layer_computes() -> None:
