@@ -52,7 +52,13 @@ def learning_rate_of_step(settings: TrainSettings, step: int) -> float:
 
 @pytest.mark.parametrize(
     "override",
-    ["batch.micro_sequences=8", "batch.micro_sequences=1", "compute.recompute=true", 'compute.compile="off"'],
+    [
+        "batch.micro_sequences=8",
+        "batch.micro_sequences=1",
+        'compute.recompute="selective"',
+        'compute.recompute="full"',
+        'compute.compile="off"',
+    ],
 )
 def test_how_it_computes_does_not_change_the_losses(make_settings: MakeSettings, override: str) -> None:
     plain, other = make_settings(output="plain"), make_settings(override, output="other")
@@ -203,7 +209,7 @@ def test_ranks_share_a_steps_samples(make_settings: MakeSettings) -> None:
     assert samples(1)[1] == set(range(8, 16))
 
 
-@pytest.mark.parametrize("overrides", [(), ('compute.precision="bf16"',), ("compute.recompute=true",)])
+@pytest.mark.parametrize("overrides", [(), ('compute.precision="bf16"',), ('compute.recompute="full"',)])
 def test_two_ranks_train_as_one(make_settings: MakeSettings, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     one, two = make_settings(*overrides, output="one"), make_settings(*overrides, output="two")
     train(one)

@@ -78,3 +78,74 @@ def describe(config: ModelConfig, sequence_length: int | None = None) -> dict[st
         "weight_bytes": {dtype: weight_bytes(config, dtype) for dtype in DTYPE_BYTES},
         "cache_bytes_per_token": {dtype: cache_bytes_per_token(config, dtype) for dtype in DTYPE_BYTES},
     }
+
+
+def saved_bytes(config: ModelConfig, sequences: int, sequence_length: int, dtype: str = "fp32") -> dict[str, int]:
+    """Bytes that the forward pass of one micro-batch leaves for the backward pass, by part.
+
+    `layer` is the insides of one layer, its input among them; `layer_input` that alone, all that is kept where the
+    layer is recomputed, and `layer_results` what selective recomputation keeps besides; `rest` is embedding, output
+    and loss, which keeps the gradient of its table from the forward pass on. With T tokens, widths H, I, E, a
+    vocabulary V and A heads, in numbers: a layer keeps 10·T·H (input; normed; q, k, v once as the product gives them
+    and q and k once turned; the context; the sum; normed again) + 4·T·I (gate, its GELU, up, their product), and in
+    fp32 T·(A + 4) for attention's log-sums and the statistics of two norms. A mask of documents is not counted.
+    """
+    tokens, hidden, intermediate = sequences * sequence_length, config.hidden_size, config.intermediate_size
+    width = DTYPE_BYTES[dtype]
+    log_sums = 4 * tokens * config.num_heads
+    table = config.vocab_size * (config.embedding_size + 1)
+    values = {
+        "layer": width * tokens * (10 * hidden + 4 * intermediate) + log_sums + 16 * tokens,
+        "layer_input": width * tokens * hidden,
+        "layer_results": width * tokens * (6 * hidden + 2 * intermediate) + log_sums,
+        "rest": width * (tokens * (2 * hidden + 4 * config.embedding_size) + table) + 24 * tokens,
+    }
+    return {part: int(value) for part, value in values.items()}
+
+
+def training_bytes(
+    config: ModelConfig,
+    sequences: int,
+    sequence_length: int,
+    *,
+    dtype: str = "fp32",
+    zero: int = 3,
+    shards: int = 1,
+    micro_batches: int = 1,
+    prefetch: int = 1,
+    recompute: str = "none",
+) -> dict[str, int]:
+    """Bytes on one rank in training, by kind, each at its highest, with their `total`.
+
+    `sequences` are those of one micro-batch of `micro_batches` in a step, `shards` the ranks that share the model's
+    work at ZeRO stage `zero` (of one group, where groups replicate it), `dtype` the type of computing; masters,
+    gradients and AdamW's two moments are fp32. `parameters` are the masters and the weights gathered in `dtype`;
+    `gradients` what stays of them between micro-batches and at the step; `activations` what the forward pass leaves
+    (`saved_bytes`). Not counted: a part's gradients before they are reduced, twice, and what an operation needs while
+    it runs.
+    """
+    total, width = parameters(config)["total"], DTYPE_BYTES[dtype]
+    layer = -(-sum(parameters(config)[part] for part in ("attention", "feed_forward")) // config.num_layers)
+    layer += 4 * config.hidden_size
+    outside = total - config.num_layers * layer + 2 * config.hidden_size
+    part = total / (shards if zero else 1)
+    in_use = {0: 1, 1: config.num_layers, 2: config.num_layers, 3: min(1 + prefetch, config.num_layers)}[zero]
+    # FSDP2 holds the buffer of a gather until the next one is unpacked; a shard that is the whole is copied without.
+    gathered = outside + (in_use + (zero > 0 and shards > 1)) * layer
+    plain = shards == 1 and dtype == "fp32"
+    saved = saved_bytes(config, sequences, sequence_length, dtype)
+    kept = {
+        "none": saved["layer"],
+        "selective": saved["layer_input"] + saved["layer_results"],
+        "full": saved["layer_input"],
+    }[recompute]
+    # While a layer's backward pass runs, its insides are there again; those of the output no longer are.
+    again = max(saved["rest"], saved["layer"] - kept)
+    kinds = {
+        "parameters": 4 * part + (0 if plain else width * gathered),
+        "gradients": 4 * (total if zero == 1 and micro_batches > 1 else part),
+        "optimizer": 8 * part,
+        "activations": config.num_layers * kept + again,
+    }
+    values = {kind: int(value) for kind, value in kinds.items()}
+    return values | {"total": sum(values.values())}

@@ -24,7 +24,7 @@ from yalm.tokens.batches import Batches
 from yalm.training.checkpoint import Checkpoints, Progress, read_progress, restore_model, restore_optimizer
 from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
 from yalm.training.optimizer import learning_rate, make_optimizer
-from yalm.training.parallel import World, join_world, parallelize, warn_slow_precision
+from yalm.training.parallel import World, join_world, parallelize, plan_communication, warn_slow_precision
 from yalm.training.run import CHECKPOINTS_FOLDER, StopSignal, open_run
 from yalm.training.settings import TrainSettings
 from yalm.training.validation import ValidationPart, batch_loss, validate
@@ -108,7 +108,8 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
 
         while progress.step < settings.total_steps and not world.any(stop.received is not None):
             loss_sum = torch.zeros((), device=world.device)
-            for _ in range(micro_batches):
+            for micro_batch in range(micro_batches):
+                plan_communication(model, settings.compute, last=micro_batch == micro_batches - 1)
                 with phase("batch"):
                     batch = next(batches)
                 with phase("forward"):

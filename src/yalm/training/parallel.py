@@ -1,8 +1,26 @@
 """Devices and how the model is laid over them, applied to the plain network from outside.
 
-A run always stands on a device mesh; one device is a mesh of one. Weights are sharded over the mesh by FSDP2 (ZeRO-3:
-each layer gathered before its use), which is also what keeps fp32 master weights under bf16 compute, so that one
-device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the plain modules.
+A run always stands on a device mesh; one device is a mesh of one. FSDP2 keeps the weights there in shards, gathers
+each layer for its use, and reduces the gradients; it is also what keeps fp32 master weights under bf16 compute, so
+that one device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the plain
+modules.
+
+What is divided is the stage of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054), `compute.zero`. With P parameters
+over N ranks, fp32 masters, weights gathered in a type of c bytes, and M micro-batches a step, a rank keeps and sends
+(each collective moves (N-1)/N of its bytes in and as many out):
+
+| zero | masters | weights in use | gradients | AdamW | gathers of c·P | reductions of 4·P |
+|---|---|---|---|---|---|---|
+| 0 | 4·P | a layer's copy | 4·P | 8·P | 0 | 1 to all (costs two) |
+| 1 | 4·P/N | c·P | 4·P (M = 1: 4·P/N) | 8·P/N | 1 | 1 to shards |
+| 2 | 4·P/N | c·P | 4·P/N | 8·P/N | 1 | M to shards |
+| 3 | 4·P/N | a few layers | 4·P/N | 8·P/N | 2·M | M to shards |
+
+The paper's stages 1 and 2 gather after the optimizer's step; here it is the next forward pass that gathers, where it
+hides behind computing. With `compute.replicate` = R, N is the ranks of one of R equal groups: shards are gathered and
+reduced inside a group, and once a step the groups sum their shards, 4·P/N bytes (hybrid sharding; Zhao et al. 2023,
+arXiv 2304.11277, section 3.2.2). Stage 0 is that with groups of one rank. `yalm.model.costs.training_bytes` has the
+bytes in numbers.
 """
 
 import os
@@ -10,14 +28,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
@@ -72,10 +91,19 @@ def join_world(settings: ComputeSettings) -> Iterator[World]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         size = dist.get_world_size()
-        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-        yield World(dist.get_rank(), size, device, mesh)
+        yield World(dist.get_rank(), size, device, _mesh(settings, device, size))
     finally:
         dist.destroy_process_group()
+
+
+def _mesh(settings: ComputeSettings, device: torch.device, size: int) -> DeviceMesh:
+    """Dimensions replicate × shard, or shard alone where nothing is replicated; a group's ranks are neighbours."""
+    if size % settings.replicate:
+        raise YalmError(f"compute.replicate {settings.replicate} must divide the {size} ranks; change one of them")
+    replicate = size if settings.zero == 0 else settings.replicate
+    if replicate == 1:
+        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
 
 
 def pick_device(name: str) -> torch.device:
@@ -96,21 +124,71 @@ def pick_device(name: str) -> torch.device:
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
     """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
-    sharded = world.size > 1 or settings.precision == "bf16"
     half = torch.bfloat16 if settings.precision == "bf16" else None
     if half is None and not compiled:
         onednn_linears(model)
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     for layer in model.model.layers:
-        if settings.recompute:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        if settings.recompute != "none":
+            _recompute(layer, settings)
         if compiled:
             layer.compile()
-        if sharded:
-            fully_shard(layer, mesh=world.mesh, mp_policy=policy)
-    if sharded:
-        fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    if world.size > 1 or half is not None or settings.offload:
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+        offload = CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if settings.offload else OffloadPolicy()
+        # Stage 0 frees its layers as stage 3 does: where the shard is the whole, gathering is a copy.
+        shard = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
+        layers = [shard(layer, reshard_after_forward=settings.zero in (0, 3)) for layer in model.model.layers]
+        # The rest is the first and the last to be used, and stays gathered in between.
+        _prefetch([shard(model), *layers], settings.prefetch)
     return model
+
+
+def _prefetch(parts: list[FSDPModule], count: int) -> None:
+    """Before a part is computed, have the gathers of the `count` that follow it under way, in both directions."""
+    for index, part in enumerate(parts):
+        part.set_modules_to_forward_prefetch(parts[index + 1 : index + 1 + count])
+        # The part that the backward pass begins with is the model itself, which also comes first in the forward pass.
+        before = parts[1:] if index == 0 else parts[1:index]
+        # An empty list would mean FSDP2's own choice, which is one; a part that waits for itself waits for nothing.
+        part.set_modules_to_backward_prefetch(before[::-1][:count] or [part])
+
+
+def _recompute(layer: nn.Module, settings: ComputeSettings) -> None:
+    """Let the layer keep its input alone, or that and `KEPT`, and compute its insides again in the backward pass."""
+    contexts = partial(create_selective_checkpoint_contexts, _keep)
+    options: dict[str, Any] = {"context_fn": contexts} if settings.recompute == "selective" else {}
+    # Nothing in a layer is random, so no generator's state is put away.
+    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **options)
+
+
+# What costs most to compute and least to keep: matrix products and attention, on CPUs and GPUs. Not attention's inner
+# products: where it has no kernel of its own, those are square in the length.
+KEPT = {
+    "aten::mm",
+    "aten::addmm",
+    "mkldnn::_linear_pointwise",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+}
+
+
+def _keep(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    kept = operation.name().split(".")[0] in KEPT
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def plan_communication(model: Yalm, settings: ComputeSettings, last: bool) -> None:
+    """Say before a micro-batch whether it is the `last` of its step, so that no stage communicates needlessly.
+
+    Before the last, stages 0 and 1 add up gradients where they are, groups that replicate each other do not meet, and
+    stages 1 and 2 keep the weights gathered. A plain model on one device has nothing to plan.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or settings.zero >= 2)
+        model.set_requires_all_reduce(last)
+        model.set_reshard_after_backward(last or settings.zero in (0, 3))
 
 
 def warn_slow_precision(settings: ComputeSettings, device: torch.device) -> str | None:

@@ -85,12 +85,27 @@ class ComputeSettings(Settings):
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` computes in bfloat16 with fp32 master weights, gradients' sums and optimizer."""
-    recompute: bool = False
-    """Keep only the inputs of layers and compute their insides again in the backward pass: a third more work."""
+    zero: Literal[0, 1, 2, 3] = 3
+    """What ranks divide: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too (docs/parallelism.md)."""
+    replicate: int = Field(default=1, gt=0)
+    """Groups of ranks that divide the model each among themselves; only sums of gradients cross between groups."""
+    prefetch: int = Field(default=1, ge=0)
+    """Layers whose weights are gathered ahead of their use, forward and backward."""
+    offload: bool = False
+    """Keep fp32 weights, gradients and optimizer in the CPU's memory, and let the CPU take the optimizer's step."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What layers compute again in the backward pass rather than keep: `full` keeps their inputs alone, for a third
+    more work; `selective` also the results of matrix products and attention, for hardly any."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles each layer on GPUs; on CPUs it costs half a minute and gains nothing."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 takes PyTorch's choice."""
+
+    @model_validator(mode="after")
+    def _replicates_shards(self) -> Self:
+        if self.zero == 0 and self.replicate > 1:
+            raise ValueError("replicate is for zero 1, 2 or 3: zero 0 replicates over all ranks; leave it at 1")
+        return self
 
 
 class ValidationSettings(Settings):
