@@ -37,7 +37,7 @@ def _rates(fp32: float, tf32: float | None, half: float, bf16: bool = True) -> d
 
 
 # AMPERE and HOPPER are fitted (`published` says on what); VOLTA is taken as Ampere, Blackwell as Hopper.
-AMPERE, HOPPER = 0.76, 0.57
+AMPERE, HOPPER = 0.77, 0.57
 VOLTA, BLACKWELL = AMPERE, HOPPER
 _A100, _H100, _B200 = _rates(19.5, 156, 312), _rates(67, 495, 989), _rates(75, 1125, 2250)
 # DGX-1: 3.5 kW, 4 adapters of 100 Gbit/s for 8; DGX A100: 6.5 kW, 8 of 200; DGX H100 and H200: 10.2 kW, 8 of 400;

@@ -117,13 +117,14 @@ def activation_bytes_per_token(config: ModelConfig, layout: Layout) -> float:
     """Bytes that one token leaves in one layer for the backward pass, on one tensor-parallel rank.
 
     With n bytes a number, H hidden, I feed-forward, S sequence, A heads:
-    none: 8·n·H (two residuals, two norms, q, k, v, context) + 4·n·I (gate, up, GELU, product) [+ 2·n·A·S unless flash];
+    none: 10·n·H (two residuals, two norms, q|k|v of which v is a view, q and k turned, context) + 4·n·I (gate, up,
+    GELU, product) [+ 2·n·A·S unless flash];
     selective: 5·n·H + 2·n·I (norms, GELU, product and the attention core are computed again, no matrix product is);
     full: n·H, the layer's input.
     """
     size, hidden, wide = COPY_BYTES[layout.precision], config.hidden_size, config.intermediate_size
     scores = 0 if layout.flash else 2 * config.num_heads * layout.sequence
-    numbers = {"none": 8 * hidden + 4 * wide + scores, "selective": 5 * hidden + 2 * wide, "full": hidden}
+    numbers = {"none": 10 * hidden + 4 * wide + scores, "selective": 5 * hidden + 2 * wide, "full": hidden}
     return size * numbers[layout.recompute] / layout.tensor
 
 

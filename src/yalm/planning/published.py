@@ -77,23 +77,29 @@ def _megatron(
     return Run(f"Megatron-LM {name}", config, "a100-80gb", layout, speed, "arXiv 2104.04473, table 1")
 
 
-def _korthikanti(
-    name: str, hidden: int, layers: int, heads: int, pipeline: int, interleave: int, batch: int, seconds: float
-) -> Run:
-    """A row of Korthikanti et al. 2022, table 5: tensors over 8, no data parallelism, selective recomputation."""
-    layout = Layout(
-        data=1,
+def _selective(data: int, pipeline: int, interleave: int, micro: int, accumulation: int) -> Layout:
+    """Korthikanti et al. 2022: tensors over 8, selective recomputation, sequences of 2,048."""
+    return Layout(
+        data=data,
         tensor=8,
         pipeline=pipeline,
         interleave=interleave,
         zero=0,
         sequence=2048,
-        accumulation=batch // (4 if pipeline == 1 else 1),
-        micro_batch=4 if pipeline == 1 else 1,
+        micro_batch=micro,
+        accumulation=accumulation,
         recompute="selective",
         precision="fp16",
         flash=False,
     )
+
+
+def _korthikanti(
+    name: str, hidden: int, layers: int, heads: int, pipeline: int, interleave: int, batch: int, seconds: float
+) -> Run:
+    """A row of Korthikanti et al. 2022, table 5, without data parallelism."""
+    micro = 4 if pipeline == 1 else 1
+    layout = _selective(1, pipeline, interleave, micro, batch // micro)
     config = like(hidden, layers, heads, 51200)
     speed = batch * 2048 / seconds / (8 * pipeline)
     return Run(f"Megatron-LM {name}, selective", config, "a100-80gb", layout, speed, "arXiv 2205.05198, table 5")
@@ -177,6 +183,14 @@ RUNS = (
     _foundry("13B", "h100-80gb", 64, 2, 1, False, 4800),
     _foundry("30B", "h100-80gb", 32, 14, 3, True, 2308),
     _foundry("70B", "h100-80gb", 64, 8, 4, True, 1039),
+    Run(
+        "Megatron-LM 530B, 2240 GPUs",
+        like(20480, 105, 128, 51200),
+        "a100-80gb",
+        _selective(8, 35, 3, 1, 280),
+        0.542 * 312e12 / megatron_flops(20480, 105, 51200, 2048, passes=3),
+        "arXiv 2205.05198, abstract",
+    ),
     Run(
         "torchtitan 8B, 8 H100",
         _LLAMA_8B,

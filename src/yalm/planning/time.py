@@ -22,7 +22,7 @@ ATTENTION_SHARE, ATTENTION_BACKWARD = 0.35, 2.5
 # Fitted: communication that is hidden still takes this share of its time, for it uses the same memory and processors.
 INTERFERENCE = 0.6
 # Fitted: products whose narrowest side on a rank is this wide run at half of that.
-HALF_SPEED_WIDTH = 240
+HALF_SPEED_WIDTH = 250
 # Numbers read and written by all but the products, per token and layer, forward: H times two norms (4), two residual
 # sums (6), rotary (4); I times GeGLU (3). Without flash attention: six passes over the scores.
 HIDDEN_PASSES, WIDE_PASSES, SCORE_PASSES = 14, 3, 6
