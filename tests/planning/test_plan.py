@@ -30,6 +30,8 @@ def test_published_runs_are_predicted() -> None:
     assert found["tested"] >= 25
     assert found["median_error"] < 0.08
     assert found["largest_error"] < 0.2
+    assert found["elsewhere"] >= 6
+    assert found["median_error_elsewhere"] < 0.12
 
 
 def test_only_the_fitted_runs_were_fitted() -> None:
@@ -71,6 +73,14 @@ def test_what_is_asked_for_is_kept() -> None:
     asked = {"tensor": 4, "pipeline": 4, "zero": 1, "recompute": "full", "precision": "fp16"}
     layout = plan(YALM, question(**asked))["layout"]
     assert {name: layout[name] for name in asked} == asked
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_stage_asked_for_is_searched_over_every_mesh_that_has_it(zero: int) -> None:
+    found = list(layouts(YALM, question(zero=zero)))
+    assert {layout.zero for layout in found} == {zero}
+    assert (max(layout.pipeline for layout in found) > 1) == (zero == 1)
+    assert max(layout.tensor for layout in found) == 8
 
 
 def test_more_gpus_are_sooner_done_and_less_used() -> None:

@@ -44,7 +44,7 @@ def plan(
         "gpus": gpus,
         "gpu": gpu,
         "tokens": tokens,
-        "sequence": sequence or config.max_positions,
+        "sequence": config.max_positions if sequence is None else sequence,
         "batch": batch,
         "zero": zero,
         "tensor": tensor,
@@ -87,8 +87,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
     seconds = sum(facts["step_parts"].values())
     print_table(
         "A step as predicted",
-        ("part", "seconds", "share"),
-        ((part, f"{value:,.3f}", f"{value / seconds:.1%}") for part, value in facts["step_parts"].items()),
+        ("part", "seconds", "share", ""),
+        ((k, f"{v:,.3f}", f"{v / seconds:.1%}", _bar(v / seconds)) for k, v in facts["step_parts"].items()),
     )
     print_table(
         "Communication of a rank in a step",
@@ -97,8 +97,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
     )
     print_table(
         f"Memory of the fullest rank, of {facts['gpu_memory'] / 1e9:,.0f} GB",
-        ("kind", "GB"),
-        ((kind, f"{size / 1e9:,.2f}") for kind, size in facts["bytes_per_rank"].items()),
+        ("kind", "GB", ""),
+        ((k, f"{v / 1e9:,.2f}", _bar(v / facts["gpu_memory"])) for k, v in facts["bytes_per_rank"].items()),
     )
     if "dry_run" in facts:
         print_table(
@@ -109,6 +109,11 @@ def _print_plan(facts: dict[str, Any]) -> None:
                 for kind, v in facts["dry_run"].items()
             ),
         )
+
+
+def _bar(share: float) -> str:
+    """Thirty cells, so many of them full."""
+    return ("█" * round(30 * share)).ljust(30, "·")
 
 
 def _print_published(facts: dict[str, Any]) -> None:
@@ -130,4 +135,7 @@ def _print_published(facts: dict[str, Any]) -> None:
             for run in facts["runs"]
         ),
     )
-    print(f"median error of the {facts['tested']} runs tested: {facts['median_error']:.1%}")
+    typer.echo(
+        f"median error of the {facts['tested']} runs tested: {facts['median_error']:.1%}; of the {facts['elsewhere']} "
+        f"whose project has no fitted run: {facts['median_error_elsewhere']:.1%}"
+    )

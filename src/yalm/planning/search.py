@@ -65,7 +65,8 @@ def layouts(config: ModelConfig, question: Question) -> Iterator[Layout]:
             if question.gpus % (tensor * pipeline) or config.num_heads % tensor or pipeline > config.num_layers:
                 continue
             data = question.gpus // tensor // pipeline
-            stages = [question.zero] if question.zero is not None else ([0, 1, 2, 3] if pipeline == 1 else [0, 1, 2])
+            possible = range(4) if pipeline == 1 else range(3)
+            stages = [zero for zero in possible if question.zero in (None, zero)]
             for micro in MICRO_BATCHES:
                 accumulation = max(1, round(question.batch / (data * micro * question.sequence)))
                 met = data * micro * accumulation * question.sequence
