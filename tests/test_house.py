@@ -17,10 +17,11 @@ ROOMS = {
     "model": set(),
     "tokens": set(),
     "corpus": {"tokens"},
+    "planning": {"model"},
     "training": {"model", "tokens"},
     "inference": {"model", "tokens"},
     "demo": {"model", "tokens", "training", "inference"},
-    "cli": {"model", "tokens", "corpus", "training", "inference", "demo"},
+    "cli": {"model", "tokens", "corpus", "planning", "training", "inference", "demo"},
     "__main__": {"cli"},
     "__init__": {"inference"},
 }

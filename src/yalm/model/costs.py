@@ -5,25 +5,58 @@ usual (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; Chowdhery et al. 2022,
 causal attention is counted at the half of its square that is needed.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from yalm.model.network import ModelConfig
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
 
 
+Split = Literal["rows", "columns", "none"]
+Tensors = list[tuple[int, int, int, Split]]
+"""Tensors of one shape each: how many, rows, columns (1 for vectors), and what tensor parallelism cuts."""
+
+
+def shapes(config: ModelConfig) -> dict[str, Tensors]:
+    """All tensors by part, as `model/network.py` has them; the tied table stands once, under `embedding`.
+
+    Cut as Megatron does (Shoeybi et al. 2019, arXiv 1909.08053): heads, feed-forward width and vocabulary.
+    """
+    hidden, wide, narrow, layers = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.embedding_size,
+        config.num_layers,
+    )
+    return {
+        "embedding": [(1, config.vocab_size, narrow, "rows"), (2, narrow, 1, "none")],
+        "attention": [
+            (layers, 3 * hidden, hidden, "rows"),
+            (layers, 3 * hidden, 1, "rows"),
+            (layers, hidden, hidden, "columns"),
+            (layers, hidden, 1, "none"),
+        ],
+        "feed_forward": [
+            (2 * layers, wide, hidden, "rows"),
+            (2 * layers, wide, 1, "rows"),
+            (layers, hidden, wide, "columns"),
+            (layers, hidden, 1, "none"),
+        ],
+        "layer_norms": [(2 * (2 * layers - 1), hidden, 1, "none")],
+        "output": [
+            (2, hidden, 1, "none"),
+            (1, narrow, hidden, "none"),
+            (3, narrow, 1, "none"),
+            (1, config.vocab_size, 1, "rows"),
+        ],
+    }
+
+
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Parameters by part, with their `total`; the tied table is counted once, under `embedding`."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    norm = 2 * hidden
-    attention = config.num_layers * (4 * hidden * hidden + 4 * hidden)
-    feed_forward = config.num_layers * (3 * hidden * intermediate + 2 * intermediate + hidden)
     counts = {
-        "embedding": config.vocab_size * config.embedding_size + 2 * config.embedding_size,
-        "attention": attention,
-        "feed_forward": feed_forward,
-        "layer_norms": (2 * config.num_layers - 1) * norm,
-        "output": norm + (hidden + 1) * config.embedding_size + 2 * config.embedding_size + config.vocab_size,
+        part: sum(count * rows * columns for count, rows, columns, _ in tensors)
+        for part, tensors in shapes(config).items()
     }
     return counts | {"total": sum(counts.values())}
 

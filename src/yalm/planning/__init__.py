@@ -1,0 +1,1 @@
+"""A training run on paper: memory, communication, time, failures, and the layout that is fastest."""
