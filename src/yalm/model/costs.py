@@ -162,9 +162,10 @@ def training_bytes(
     layer += 4 * config.hidden_size
     outside = total - config.num_layers * layer + 2 * config.hidden_size
     part = total / (shards if zero else 1)
-    in_use = {0: 1, 1: config.num_layers, 2: config.num_layers, 3: min(1 + prefetch, config.num_layers)}[zero]
-    # FSDP2 holds the buffer of a gather until the next one is unpacked; a shard that is the whole is copied without.
-    gathered = outside + (in_use + (zero > 0 and shards > 1)) * layer
+    layers = config.num_layers if zero in (1, 2) else 1
+    if zero and shards > 1:  # A layer is unpacked from its gather's buffer, so that both are there for a moment.
+        layers = min(layers + max(1, prefetch), config.num_layers + 1)
+    gathered = outside + layers * layer
     plain = shards == 1 and dtype == "fp32"
     saved = saved_bytes(config, sequences, sequence_length, dtype)
     kept = {

@@ -139,7 +139,10 @@ def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
         shard = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
         layers = [shard(layer, reshard_after_forward=settings.zero in (0, 3)) for layer in model.model.layers]
         # The rest is the first and the last to be used, and stays gathered in between.
-        _prefetch([shard(model), *layers], settings.prefetch)
+        root = shard(model)
+        _prefetch([root, *layers], settings.prefetch)
+        # Without this a gather that is asked for ahead is waited for at once where there are no streams: on CPUs.
+        root._set_unshard_async_op(True)
     return model
 
 
