@@ -21,7 +21,7 @@ from yalm.training import checkpoint, loop
 from yalm.training.settings import TrainSettings
 
 config, place, number = sys.argv[1:]
-owner, name = {"step": (loop, "learning_rate"), "weights": (checkpoint, "write_folder"),
+owner, name = {"step": (loop, "learning_rate"), "file": (checkpoint, "write_shard"),
                "state": (checkpoint, "save_state"), "sync": (atomic, "_sync")}[place]
 calls, original = itertools.count(1), getattr(owner, name)
 

@@ -1,41 +1,53 @@
-"""Checkpoints: a Hugging Face folder with the training state inside, atomic, kept by count.
+"""Checkpoints: a Hugging Face folder with the training state inside, atomic, kept by count, written while steps go on.
 
     RUN/checkpoints/step-00001200/
         config.json  model-*.safetensors  tokenizer.model …    the model (fp32 master weights); loads anywhere
         training_state/                                        optimizer moments, by PyTorch's distributed checkpoint
         progress.json                                          steps, sequences and tokens consumed
 
-A folder appears by rename when all of it is on disk, so the newest one is always whole. The weights are stored once:
-a resumed run reads them from the model folder. Nothing random needs saving, for all randomness comes from (seed, step).
+A folder appears by rename when all ranks have put all of it on disk, so the newest one is always whole. The weights are
+stored once: a resumed run reads them from the model folder, on any number of ranks. Nothing random needs saving, for
+all randomness comes from (seed, step).
+
+The step is held while its state is copied to host memory; hashing, writing and flushing are a thread's. The model's
+files are divided among the ranks. Its tensors are gathered one after another, each to the rank that will write it, so
+no rank holds more than its share of the files and one tensor. That costs as much traffic as the gathers of a forward
+pass, and saves the thread from any: it only exchanges file names and checksums, in a process group of its own. The
+copies keep their host memory from save to save (pinned where there is a GPU): of N ranks, each has an N-th of the
+weights and of the optimizer's state there.
 """
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
+from torch.distributed.tensor import DTensor
 
 from yalm.atomic import atomic_folder
 from yalm.errors import YalmError
-from yalm.model.folder import load_weights, read_config, write_folder
-from yalm.model.network import Yalm
+from yalm.model.folder import load_weights, read_config, shards, write_description
+from yalm.model.network import ModelConfig, Yalm
+from yalm.model.shards import write_shard
 from yalm.training.parallel import World
 
 STATE_FOLDER = "training_state"
 PROGRESS_FILE = "progress.json"
+# How long the ranks' threads wait for the slowest disk. A rank that dies closes its connections and is noticed at once.
+TIMEOUT = timedelta(days=1)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,36 +60,153 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last; all but the last `keep` are removed."""
+    """The checkpoints of one run, newest last; all but the last `keep` are removed. Leaving it waits for the writer.
 
-    def __init__(self, folder: Path, keep: int, tokenizer_file: Path) -> None:
+    Made, used and left by all ranks together.
+    """
+
+    def __init__(self, folder: Path, keep: int, tokenizer_file: Path, world: World) -> None:
         self.folder = folder
         self.keep = keep
         self.tokenizer_file = tokenizer_file
+        self.world = world
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._copies: dict[str, Tensor] = {}
+        self._writer: threading.Thread | None = None
+        self._failure: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.wait()
+        elif issubclass(error, Exception) and self._writer is not None:
+            # What ended the run is what there is to say; but the state from before it is worth having. An interrupt
+            # does not wait.
+            self._writer.join()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save came to nothing; the next call of `wait` or `save` will say why, on all ranks."""
+        return self._failure is not None
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk; YalmError if it could not be written."""
+        if self._writer is not None:
+            self._writer.join()
+        if self._failure is not None:
+            raise YalmError(self._failure)
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, if there is one."""
+        """The newest whole checkpoint, if there is one, with that of the last save."""
+        self.wait()
         folders = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
         return folders[-1] if folders else None
 
-    def save(self, model: Yalm, optimizer: torch.optim.Optimizer, progress: Progress, world: World) -> Path:
-        """Write a checkpoint from all ranks together; returns its folder."""
+    def save(self, model: Yalm, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+        """Copy what a checkpoint needs and begin to write it; returns the folder that will be there after `wait`.
+
+        First waits for the save before, and raises YalmError if that one failed.
+        """
+        self.wait()
         path = self.folder / f"step-{progress.step:08d}"
         if path.exists():
             return path
-        # The model is gathered on rank 0, which writes it; the optimizer's shards are written by their owners.
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_model_state_dict(model, options=options)
-        with _shared_folder(path, world) as temporary:
-            if world.is_main:
-                write_folder(temporary, model.config, state, self.tokenizer_file)
-                (temporary / PROGRESS_FILE).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
-            optimizer_state = get_optimizer_state_dict(model, optimizer)
-            save_state(optimizer_state, checkpoint_id=temporary / STATE_FOLDER)
-        if world.is_main:
-            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-                shutil.rmtree(old)
+        files = self._gather(model)
+        state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
+        state["state"] = {
+            name: {key: self._copy(f"{name} {key}", value) for key, value in values.items()}
+            for name, values in state["state"].items()
+        }
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)  # copies to pinned memory return before they are done
+        self._writer = threading.Thread(
+            target=self._write, args=(path, model.config, files, state, progress), name="checkpoint", daemon=True
+        )
+        self._writer.start()
         return path
+
+    def _gather(self, model: Yalm) -> dict[str, dict[str, Tensor]]:
+        """The files of the model folder that this rank writes, every `size`-th one: name to copies of its tensors."""
+        state = model.state_dict()
+        files: dict[str, dict[str, Tensor]] = {}
+        for index, (file, layout) in enumerate(shards(model.config).items()):
+            mine = index % self.world.size == self.world.rank
+            for name in layout:
+                tensor = state[name]
+                if isinstance(tensor, DTensor):
+                    # All ranks gather, one keeps. Offloaded weights go by the device, whose group gathers.
+                    sharded: Any = tensor.to(self.world.device)
+                    tensor = sharded.full_tensor()
+                if mine:
+                    files.setdefault(file, {})[name] = self._copy(name, tensor)
+        return files
+
+    def _copy(self, key: str, value: Any) -> Any:
+        """`value` as it is now: a tensor in host memory that belongs to `key`, sharded as it was; else itself."""
+        if not isinstance(value, Tensor):
+            return value
+        if key not in self._copies:
+            self._copies[key] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return self._copies[key].copy_(value, non_blocking=True)
+
+    def _write(self, *arguments: Any) -> None:
+        """The thread: write a checkpoint, or say on every rank why there is none."""
+        path: Path = arguments[0]
+        try:
+            self._write_folder(*arguments)
+        except Exception as error:
+            reason = str(error) if isinstance(error, YalmError) else _one_line(error)
+            self._failure = (
+                f"{path}: the checkpoint could not be written ({reason}); make room or mend the disk, "
+                "and the same command goes on from the one before"
+            )
+
+    def _write_folder(
+        self,
+        path: Path,
+        config: ModelConfig,
+        files: Mapping[str, Mapping[str, Tensor]],
+        state: dict[str, Any],
+        progress: Progress,
+    ) -> None:
+        main = self.world.is_main
+        with ExitStack() as stack:
+            folders = self._together(lambda: stack.enter_context(atomic_folder(path)) if main else None)
+            folder = next(folder for folder in folders if folder is not None)
+            written = self._together(
+                lambda: {
+                    file: write_shard(folder / file, tensors, tensors.__getitem__) for file, tensors in files.items()
+                }
+            )
+            self._together(lambda: save_state(state, checkpoint_id=folder / STATE_FOLDER, process_group=self._group))
+
+            def finish() -> None:
+                dtype = next(iter(next(iter(files.values())).values())).dtype
+                checksums = {file: checksum for part in written for file, checksum in part.items()}
+                write_description(folder, config, dtype, checksums, self.tokenizer_file)
+                (folder / PROGRESS_FILE).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+                stack.close()
+                for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+                    shutil.rmtree(old)
+
+            self._together(lambda: finish() if main else None)
+
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each rank. If it fails on one, all raise, and none waits for another for ever."""
+        result: T | None = None
+        failure: str | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = _one_line(error)
+        answers: list[Any] = [None] * self.world.size
+        dist.all_gather_object(answers, (result, failure), group=self._group)
+        for rank, (_, failure) in enumerate(answers):
+            if failure is not None:
+                raise YalmError(f"rank {rank}: {failure}")
+        return [result for result, _ in answers]
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -105,22 +234,6 @@ def restore_optimizer(model: Yalm, optimizer: torch.optim.Optimizer, checkpoint:
     set_optimizer_state_dict(model, optimizer, state)
 
 
-@contextmanager
-def _shared_folder(path: Path, world: World) -> Iterator[Path]:
-    """One atomic folder that all ranks write to: rank 0 makes and renames it, the others wait for it."""
-    if world.size == 1:
-        with atomic_folder(path) as temporary:
-            yield temporary
-        return
-    if world.is_main:
-        with atomic_folder(path) as temporary:
-            names = [str(temporary)]
-            dist.broadcast_object_list(names)
-            yield temporary
-            dist.barrier()
-    else:
-        names = [""]
-        dist.broadcast_object_list(names)
-        yield Path(names[0])
-        dist.barrier()
-    dist.barrier()
+def _one_line(error: Exception) -> str:
+    """The cause of an error; of several lines, with which PyTorch quotes it, the last."""
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]

@@ -60,7 +60,9 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
                 "positions; lower it or set model.max_positions"
             )
         tokenizer_file = data.folders[0].tokenizer_file
-        checkpoints = Checkpoints(folder / CHECKPOINTS_FOLDER, settings.checkpoint.keep, tokenizer_file)
+        checkpoints = stack.enter_context(
+            Checkpoints(folder / CHECKPOINTS_FOLDER, settings.checkpoint.keep, tokenizer_file, world)
+        )
         latest = checkpoints.latest()
         progress = read_progress(latest) if latest else Progress()
 
@@ -106,7 +108,7 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
         stack.callback(batches.close)
         logged_step = progress.step
 
-        while progress.step < settings.total_steps and not world.any(stop.received is not None):
+        while progress.step < settings.total_steps and not world.any(stop.received is not None or checkpoints.failed):
             loss_sum = torch.zeros((), device=world.device)
             for micro_batch in range(micro_batches):
                 plan_communication(model, settings.compute, last=micro_batch == micro_batches - 1)
@@ -156,10 +158,11 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
                 metrics.training(record)
             if validation_parts and (progress.step % settings.validation.every_steps == 0 or last):
                 metrics.validation(progress.step, progress.tokens, run_validation())
-            if progress.step % settings.checkpoint.every_steps == 0 or last:
-                checkpoints.save(model, optimizer, progress, world)
+            if progress.step % settings.checkpoint.every_steps == 0:
+                checkpoints.save(model, optimizer, progress)
 
-        checkpoint = checkpoints.save(model, optimizer, progress, world)
+        checkpoint = checkpoints.save(model, optimizer, progress)
+        checkpoints.wait()
         if stop.received is not None:
             metrics.say(f"stopped by {stop.received.name} at step {progress.step}; the same command goes on from there")
         return TrainResult(checkpoint, progress, settings.total_steps, stop.received)

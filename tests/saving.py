@@ -1,0 +1,72 @@
+"""What ranks do to a checkpoint: train, save under a limit of memory, fail to save."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yalm.errors import YalmError
+from yalm.model.network import ModelConfig, build, initialize
+from yalm.training import checkpoint, loop
+from yalm.training.checkpoint import Checkpoints, Progress
+from yalm.training.parallel import join_world, parallelize
+from yalm.training.settings import ComputeSettings, TrainSettings
+
+# 28 million parameters, of which no tensor is a fiftieth.
+WIDE = ModelConfig(
+    vocab_size=1000, embedding_size=384, hidden_size=384, num_layers=16, num_heads=6, intermediate_size=1024
+)
+
+
+def train_rank(settings: TrainSettings) -> None:
+    """Train as one of several ranks."""
+    loop.train(settings)
+
+
+def memory_of_saving(folder: Path, tokenizer_file: Path) -> tuple[int, int]:
+    """By how many bytes this rank's resident memory rises, at most, while it saves; and the model's bytes.
+
+    The optimizer has one vector of the model: the weights are what is measured.
+    """
+    settings = ComputeSettings(device="cpu", threads=1)
+    with join_world(settings) as world:
+        model = initialize(build(WIDE), seed=1)
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        parallelize(model, world, settings)
+        bias = model.lm_head.bias
+        bias.grad = torch.zeros_like(bias)
+        optimizer = torch.optim.AdamW([bias])
+        optimizer.step()
+        with Checkpoints(folder, 1, tokenizer_file, world) as checkpoints:
+            Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+            before = resident("VmRSS")
+            checkpoints.save(model, optimizer, Progress(1, 1, 1))
+            checkpoints.wait()
+            return resident("VmHWM") - before, size
+
+
+def resident(field: str) -> int:
+    """A line of this process's status, in bytes."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
+
+
+def train_until_the_disk_is_full(settings: TrainSettings) -> str:
+    """Rank 1's disk takes no file of the second checkpoint: what this rank makes of it."""
+    original, files = checkpoint.write_shard, []
+
+    def write(path: Path, layout: dict[str, Tensor], *more: Any) -> str:
+        files.append(path)
+        # Of the four files, for the embedding, two layers and the output, rank 1 of two writes two.
+        if path.name.startswith("model-00002") and len(files) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return original(path, layout, *more)
+
+    checkpoint.write_shard = write
+    try:
+        loop.train(settings)
+    except YalmError as error:
+        return str(error)
+    return "no error"

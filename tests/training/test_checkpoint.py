@@ -1,0 +1,78 @@
+"""Checkpoints: the work of many ranks, written while they go on, whole or not at all, continued on any number."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ranks import run_ranks
+from saving import memory_of_saving, train_rank, train_until_the_disk_is_full
+from support import GOLDEN, MakeSettings, losses, weights
+from yalm.model.verify import verify
+from yalm.training import checkpoint, loop
+from yalm.training.loop import train
+from yalm.training.settings import TrainSettings
+
+
+def back_to(settings: TrainSettings, step: int) -> None:
+    """Remove the checkpoints after `step`."""
+    for folder in (settings.output / "checkpoints").iterdir():
+        if folder.name > f"step-{step:08d}":
+            shutil.rmtree(folder)
+
+
+def test_four_ranks_continue_on_one_two_and_three(make_settings: MakeSettings) -> None:
+    overrides = ("batch.sequences=12", "batch.micro_sequences=1", "checkpoint.keep=3")
+    four = make_settings(*overrides, output="four")
+    run_ranks(4, train_rank, four)
+    for ranks in (1, 2, 3):
+        moved = make_settings(*overrides, output=str(ranks))
+        shutil.copytree(four.output, moved.output)
+        back_to(moved, step=4)
+        run_ranks(ranks, train_rank, moved)
+        assert len(losses(moved)) == len(losses(four)) == 8
+        assert losses(moved) == pytest.approx(losses(four), rel=1e-5)
+
+
+def test_no_rank_holds_half_of_the_model(tmp_path: Path) -> None:
+    for rise, size in run_ranks(4, memory_of_saving, tmp_path / "saved", GOLDEN / "vocab.sp"):
+        assert rise < size / 2
+    assert verify(tmp_path / "saved" / "step-00000001")["checksums"]
+
+
+def test_steps_go_on_while_it_is_written(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer begins when the weights are two steps further; what it writes is as it was."""
+    settings = make_settings("checkpoint.keep=3")
+    steps, two_further = [], threading.Event()
+    write, learning_rate = checkpoint.write_shard, loop.learning_rate
+
+    def wait_and_write(*arguments: Any) -> str:
+        assert two_further.wait(60)
+        return write(*arguments)
+
+    def count(*arguments: Any) -> float:
+        steps.append(arguments)
+        if len(steps) == 7:
+            two_further.set()
+        return learning_rate(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_shard", wait_and_write)
+    monkeypatch.setattr(loop, "learning_rate", count)
+    result = train(settings)
+    expected, final = losses(settings), weights(result.checkpoint)
+    back_to(settings, step=4)
+    assert train(settings).checkpoint == result.checkpoint
+    assert losses(settings) == expected
+    assert all(tensor.equal(final[name]) for name, tensor in weights(result.checkpoint).items())
+
+
+def test_a_full_disk_of_one_rank_stops_all(make_settings: MakeSettings) -> None:
+    settings = make_settings("schedule.tokens=1e5")
+    for error in run_ranks(2, train_until_the_disk_is_full, settings):
+        assert "step-00000008: the checkpoint could not be written (rank 1: OSError: [Errno 28] No space" in error
+        assert "\n" not in error
+    # A few steps after the eighth, not at the end of all.
+    assert 8 <= len(losses(settings)) < settings.total_steps
+    assert [path.name for path in (settings.output / "checkpoints").iterdir()] == ["step-00000004"]
