@@ -4,8 +4,9 @@
 
 The link is made: a gather is done when gloo has done it and its bytes would have passed a line of a given rate, one
 gather after another. The rate is chosen so that a layer's weights take as long as its forward pass, which is the
-slowest that can hide; it is chosen anew in every round. Gradients are reduced at gloo's own speed in every row, since on CPUs FSDP2 does not overlap it.
-Rows take turns, so that what else the machine does falls on all of them. Exposed is the time spent waiting for gathers.
+slowest that can hide; it is chosen anew in every round. Gradients are reduced at gloo's own speed in every row, since
+on CPUs FSDP2 does not overlap that. Rows take turns, so that what else the machine does falls on all of them. Exposed
+is the time spent waiting for gathers.
 """
 
 import statistics
