@@ -120,8 +120,8 @@ def _print_published(facts: dict[str, Any]) -> None:
     from yalm.cli.output import print_table
 
     print_table(
-        "Tokens a second for each GPU",
-        ("run", "GPUs", "reported", "predicted", "time", "used for", "source"),
+        "Tokens a second for each GPU (sources: --json, docs/planning.md)",
+        ("run", "GPUs", "reported", "predicted", "time", "used for"),
         (
             (
                 run["name"],
@@ -130,7 +130,6 @@ def _print_published(facts: dict[str, Any]) -> None:
                 f"{run['predicted']:,.1f}",
                 f"{run['error']:+.1%}",
                 run["use"],
-                run["source"],
             )
             for run in facts["runs"]
         ),
