@@ -1,6 +1,9 @@
-"""What ranks do to a checkpoint: train, save under a limit of memory, fail to save."""
+"""What ranks do to a checkpoint: train, save and be watched, fail to save, be killed while saving."""
 
 import errno
+import itertools
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,19 @@ WIDE = ModelConfig(
 
 def train_rank(settings: TrainSettings) -> None:
     """Train as one of several ranks."""
+    loop.train(settings)
+
+
+def train_until_a_rank_is_killed(settings: TrainSettings) -> None:
+    """Rank 1 is killed by its writer, when half of its files of the second checkpoint are there."""
+    write_shard, calls = checkpoint.write_shard, itertools.count(1)
+
+    def write(*arguments: Any) -> str:
+        if next(calls) == 4 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write_shard(*arguments)
+
+    checkpoint.write_shard = write
     loop.train(settings)
 
 
