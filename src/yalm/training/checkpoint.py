@@ -14,7 +14,7 @@ files are divided among the ranks. Its tensors are gathered one after another, e
 no rank holds more than its share of the files and one tensor. That costs as much traffic as the gathers of a forward
 pass, and saves the thread from any: it only exchanges file names and checksums, in a process group of its own. The
 copies keep their host memory from save to save (pinned where there is a GPU): of N ranks, each has an N-th of the
-weights and of the optimizer's state there.
+weights there, and of the optimizer's state what it has on its device.
 """
 
 import json
@@ -216,7 +216,7 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def restore_model(model: Yalm, checkpoint: Path) -> None:
-    """Load the weights of `checkpoint` into a plain model, before it is parallelized."""
+    """Load the weights of `checkpoint` into a plain model, before it is parallelized; every rank reads them all."""
     config = read_config(checkpoint)
     if config != model.config:
         raise YalmError(
