@@ -1,27 +1,43 @@
-"""What ranks do to a checkpoint: train, save under a limit of memory, fail to save."""
+"""What ranks do to a checkpoint: train, save and be watched, fail to save, be killed while saving."""
 
 import errno
+import itertools
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.network import ModelConfig, build
 from yalm.training import checkpoint, loop
 from yalm.training.checkpoint import Checkpoints, Progress
 from yalm.training.parallel import join_world, parallelize
 from yalm.training.settings import ComputeSettings, TrainSettings
 
-# 28 million parameters, of which no tensor is a fiftieth.
+# 57 million parameters, of which no tensor is a hundredth.
 WIDE = ModelConfig(
-    vocab_size=1000, embedding_size=384, hidden_size=384, num_layers=16, num_heads=6, intermediate_size=1024
+    vocab_size=1000, embedding_size=384, hidden_size=384, num_layers=32, num_heads=6, intermediate_size=1024
 )
 
 
 def train_rank(settings: TrainSettings) -> None:
     """Train as one of several ranks."""
+    loop.train(settings)
+
+
+def train_until_a_rank_is_killed(settings: TrainSettings) -> None:
+    """Rank 1 is killed by its writer, when half of its files of the second checkpoint are there."""
+    write_shard, calls = checkpoint.write_shard, itertools.count(1)
+
+    def write(*arguments: Any) -> str:
+        if next(calls) == 4 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write_shard(*arguments)
+
+    checkpoint.write_shard = write
     loop.train(settings)
 
 
@@ -32,9 +48,11 @@ def memory_of_saving(folder: Path, tokenizer_file: Path) -> tuple[int, int]:
     """
     settings = ComputeSettings(device="cpu", threads=1)
     with join_world(settings) as world:
-        model = initialize(build(WIDE), seed=1)
-        size = sum(parameter.nbytes for parameter in model.parameters())
-        parallelize(model, world, settings)
+        model = parallelize(build(WIDE, "meta"), world, settings).to_empty(device="cpu")  # never whole anywhere
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.01)
+        size = sum(parameter.nbytes for parameter in build(WIDE, "meta").parameters())
         bias = model.lm_head.bias
         bias.grad = torch.zeros_like(bias)
         optimizer = torch.optim.AdamW([bias])
@@ -54,17 +72,26 @@ def resident(field: str) -> int:
 
 
 def train_until_the_disk_is_full(settings: TrainSettings) -> str:
-    """Rank 1's disk takes no file of the second checkpoint: what this rank makes of it."""
-    original, files = checkpoint.write_shard, []
+    """Rank 1's disk takes no file of the second checkpoint: what this rank makes of it.
 
-    def write(path: Path, layout: dict[str, Tensor], *more: Any) -> str:
+    A step that follows a save ends when the writer has.
+    """
+    write_shard, learning_rate, files = checkpoint.write_shard, loop.learning_rate, list[Path]()
+
+    def write(path: Path, *more: Any) -> str:
         files.append(path)
         # Of the four files, for the embedding, two layers and the output, rank 1 of two writes two.
         if path.name.startswith("model-00002") and len(files) > 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return original(path, layout, *more)
+        return write_shard(path, *more)
 
-    checkpoint.write_shard = write
+    def join(*arguments: Any) -> float:
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":
+                thread.join()
+        return learning_rate(*arguments)
+
+    checkpoint.write_shard, loop.learning_rate = write, join
     try:
         loop.train(settings)
     except YalmError as error:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ranks import run_ranks
-from saving import memory_of_saving, train_rank, train_until_the_disk_is_full
+from saving import memory_of_saving, train_rank, train_until_a_rank_is_killed, train_until_the_disk_is_full
 from support import GOLDEN, MakeSettings, losses, weights
+from yalm.errors import YalmError
 from yalm.model.verify import verify
 from yalm.training import checkpoint, loop
 from yalm.training.loop import train
@@ -69,10 +70,21 @@ def test_steps_go_on_while_it_is_written(make_settings: MakeSettings, monkeypatc
 
 
 def test_a_full_disk_of_one_rank_stops_all(make_settings: MakeSettings) -> None:
-    settings = make_settings("schedule.tokens=1e5")
+    settings = make_settings()
     for error in run_ranks(2, train_until_the_disk_is_full, settings):
         assert "step-00000008: the checkpoint could not be written (rank 1: OSError: [Errno 28] No space" in error
         assert "\n" not in error
-    # A few steps after the eighth, not at the end of all.
-    assert 8 <= len(losses(settings)) < settings.total_steps
+    assert len(losses(settings)) == 9
     assert [path.name for path in (settings.output / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_a_rank_killed_while_it_writes_costs_the_steps_since(make_settings: MakeSettings) -> None:
+    whole, killed = make_settings(output="whole"), make_settings(output="killed")
+    run_ranks(2, train_rank, whole)
+    with pytest.raises((RuntimeError, YalmError)):  # of the one that is killed, or of the one that misses it
+        run_ranks(2, train_until_a_rank_is_killed, killed)
+    assert [path.name for path in (killed.output / "checkpoints").glob("step-*")] == ["step-00000004"]
+    run_ranks(2, train_rank, killed)
+    assert losses(killed) == losses(whole)
+    names = {path.name for path in (killed.output / "checkpoints").iterdir()}
+    assert names == {"step-00000008", "step-00000012"}

@@ -22,7 +22,7 @@ from yalm.training.settings import TrainSettings
 
 config, place, number = sys.argv[1:]
 owner, name = {"step": (loop, "learning_rate"), "file": (checkpoint, "write_shard"),
-               "state": (checkpoint, "save_state"), "sync": (atomic, "_sync")}[place]
+               "state": (checkpoint, "save_state"), "rename": (Path, "rename"), "sync": (atomic, "_sync")}[place]
 calls, original = itertools.count(1), getattr(owner, name)
 
 def kill(*arguments, **options):
@@ -41,8 +41,10 @@ def test_killed_and_resumed_equals_uninterrupted(make_settings: MakeSettings, tm
     config = tmp_path / "config.toml"
     config.write_text(killed.to_toml())
     draw = random.Random()
-    # Three kills inside steps, and one at each stage of a checkpoint's writing; every start makes some calls of each.
-    places = [("step", draw.randint(1, 4)) for _ in range(3)] + [("weights", 1), ("state", 1), ("sync", 3)]
+    # Three kills inside steps, and the rest while a thread writes a checkpoint: in the middle of its files, when all of
+    # it is written but its name, and anywhere. Every start makes as many calls of each.
+    places = [("step", draw.randint(1, 4)) for _ in range(3)]
+    places += [("file", draw.randint(2, 4)), ("state", 1), ("rename", 1), ("sync", draw.randint(3, 27))]
     draw.shuffle(places)
     for place, number in places:
         command = [sys.executable, "-c", KILLED_RUN, str(config), place, str(number)]

@@ -14,7 +14,7 @@ files are divided among the ranks. Its tensors are gathered one after another, e
 no rank holds more than its share of the files and one tensor. That costs as much traffic as the gathers of a forward
 pass, and saves the thread from any: it only exchanges file names and checksums, in a process group of its own. The
 copies keep their host memory from save to save (pinned where there is a GPU): of N ranks, each has an N-th of the
-weights and of the optimizer's state there.
+weights there, and of the optimizer's state what it has on its device.
 """
 
 import json
@@ -151,19 +151,7 @@ class Checkpoints:
             self._copies[key] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
         return self._copies[key].copy_(value, non_blocking=True)
 
-    def _write(self, *arguments: Any) -> None:
-        """The thread: write a checkpoint, or say on every rank why there is none."""
-        path: Path = arguments[0]
-        try:
-            self._write_folder(*arguments)
-        except Exception as error:
-            reason = str(error) if isinstance(error, YalmError) else _one_line(error)
-            self._failure = (
-                f"{path}: the checkpoint could not be written ({reason}); make room or mend the disk, "
-                "and the same command goes on from the one before"
-            )
-
-    def _write_folder(
+    def _write(
         self,
         path: Path,
         config: ModelConfig,
@@ -171,27 +159,37 @@ class Checkpoints:
         state: dict[str, Any],
         progress: Progress,
     ) -> None:
+        """The thread: write a checkpoint, or know on every rank why there is none."""
         main = self.world.is_main
-        with ExitStack() as stack:
-            folders = self._together(lambda: stack.enter_context(atomic_folder(path)) if main else None)
-            folder = next(folder for folder in folders if folder is not None)
-            written = self._together(
-                lambda: {
-                    file: write_shard(folder / file, tensors, tensors.__getitem__) for file, tensors in files.items()
-                }
+        try:
+            with ExitStack() as stack:
+                folder = self._together(lambda: stack.enter_context(atomic_folder(path)) if main else path)[0]
+                checksums = self._together(
+                    lambda: {
+                        file: write_shard(folder / file, tensors, tensors.__getitem__)
+                        for file, tensors in files.items()
+                    }
+                )
+                self._together(
+                    lambda: save_state(state, checkpoint_id=folder / STATE_FOLDER, process_group=self._group)
+                )
+
+                def finish() -> None:
+                    dtype = next(iter(next(iter(files.values())).values())).dtype
+                    merged = {file: checksum for rank in checksums for file, checksum in rank.items()}
+                    write_description(folder, config, dtype, merged, self.tokenizer_file)
+                    (folder / PROGRESS_FILE).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+                    stack.close()  # flushes and renames
+                    for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+                        shutil.rmtree(old)
+
+                self._together(lambda: finish() if main else None)
+        except Exception as error:
+            reason = str(error) if isinstance(error, YalmError) else _one_line(error)
+            self._failure = (
+                f"{path}: the checkpoint could not be written ({reason}); make room or mend the disk, "
+                "and the same command goes on from the one before"
             )
-            self._together(lambda: save_state(state, checkpoint_id=folder / STATE_FOLDER, process_group=self._group))
-
-            def finish() -> None:
-                dtype = next(iter(next(iter(files.values())).values())).dtype
-                checksums = {file: checksum for part in written for file, checksum in part.items()}
-                write_description(folder, config, dtype, checksums, self.tokenizer_file)
-                (folder / PROGRESS_FILE).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
-                stack.close()
-                for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-                    shutil.rmtree(old)
-
-            self._together(lambda: finish() if main else None)
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each rank. If it fails on one, all raise, and none waits for another for ever."""
@@ -218,7 +216,7 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def restore_model(model: Yalm, checkpoint: Path) -> None:
-    """Load the weights of `checkpoint` into a plain model, before it is parallelized."""
+    """Load the weights of `checkpoint` into a plain model, before it is parallelized; every rank reads them all."""
     config = read_config(checkpoint)
     if config != model.config:
         raise YalmError(
