@@ -1,8 +1,8 @@
 """Devices and how the model is laid over them, applied to the plain network from outside.
 
 A run always stands on a device mesh; one device is a mesh of one. Weights are sharded over the mesh by FSDP2 (ZeRO-3:
-each layer gathered before its use), which is also what keeps fp32 master weights under bf16 compute, so that one
-device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the plain modules.
+each layer gathered before its use), which is also what keeps fp32 master weights under half-precision compute, so that
+one device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the plain modules.
 """
 
 import os
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
 from yalm.model.ops.linear import onednn_linears
+from yalm.training.precision import HALF, apply_precision
 from yalm.training.settings import ComputeSettings
 
 
@@ -96,11 +97,13 @@ def pick_device(name: str) -> torch.device:
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
     """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
-    sharded = world.size > 1 or settings.precision == "bf16"
-    half = torch.bfloat16 if settings.precision == "bf16" else None
+    half = HALF.get(settings.precision)
+    sharded = world.size > 1 or half is not None
+    apply_precision(model, settings.precision, world.device)
     if half is None and not compiled:
         onednn_linears(model)
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    # Inputs are not cast: the weights of the loss, which carry the loss scale, must arrive in fp32.
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.model.layers:
         if settings.recompute:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -111,10 +114,3 @@ def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
     if sharded:
         fully_shard(model, mesh=world.mesh, mp_policy=policy)
     return model
-
-
-def warn_slow_precision(settings: ComputeSettings, device: torch.device) -> str | None:
-    """A line for a person who chose bf16 on a CPU without its instructions, where it is many times slower."""
-    if settings.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "this CPU has no bfloat16 instructions: compute.precision=bf16 will be many times slower than fp32"
-    return None
