@@ -49,3 +49,5 @@ def info(
         ("type", "weights", "cache per token"),
         ((k, f"{v / 1e9:,.3f} GB", f"{cache[k] / 1e3:,.1f} kB") for k, v in facts["weight_bytes"].items()),
     )
+    for name, (size, padded) in facts["unaligned_bf16"].items():
+        typer.echo(f"{name} {size:,} is no multiple of 64, as bf16 tensor cores want; {padded:,} is")

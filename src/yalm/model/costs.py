@@ -10,6 +10,9 @@ from typing import Any, Literal
 from yalm.model.network import ModelConfig
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
+# Bytes of a matrix row's multiple that tensor cores run fastest on, and the bytes of a number that they read.
+TENSOR_CORE_BYTES = 128
+TENSOR_CORE_TYPES = {"tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
 
 Split = Literal["rows", "columns", "none"]
@@ -87,6 +90,28 @@ def training_flops(config: ModelConfig, sequence_length: int) -> float:
     return 3 * forward_flops(config, (sequence_length + 1) / 2)["total"]
 
 
+def alignment(dtype: str) -> int:
+    """Numbers of that type (`TENSOR_CORE_TYPES`) whose multiples tensor cores run fastest on: 64 in bf16, 128 in fp8.
+
+    A matrix is cut into tiles, and a tile is read in rows of 128 bytes. A size that is no multiple fills its last tile
+    in part and shifts the rows after the first off their 128 bytes; below a multiple of 16 bytes the loads themselves
+    become narrow. From A100 on 128 bytes are the most efficient (NVIDIA, "Matrix Multiplication Background User's
+    Guide", section "Requirements to use tensor cores").
+    """
+    return TENSOR_CORE_BYTES // TENSOR_CORE_TYPES[dtype]
+
+
+def unaligned(config: ModelConfig, dtype: str) -> dict[str, tuple[int, int]]:
+    """The sizes of matrices that are no multiple of `alignment`, each with the next size that is one.
+
+    A wider feed-forward can be had for a trained model too (`intermediate_padding`); a vocabulary is padded before.
+    """
+    step = alignment(dtype)
+    names = ("vocab_size", "embedding_size", "hidden_size", "intermediate_size")
+    sizes = {name: getattr(config, name) for name in names}
+    return {name: (size, size + -size % step) for name, size in sizes.items() if size % step}
+
+
 def weight_bytes(config: ModelConfig, dtype: str) -> int:
     """Bytes of all weights at that type (`DTYPE_BYTES`); scales of quantized types are not counted."""
     return int(parameters(config)["total"] * DTYPE_BYTES[dtype])
@@ -109,6 +134,7 @@ def describe(config: ModelConfig, sequence_length: int | None = None) -> dict[st
             "training": training_flops(config, length),
         },
         "weight_bytes": {dtype: weight_bytes(config, dtype) for dtype in DTYPE_BYTES},
+        "unaligned_bf16": unaligned(config, "bf16"),
         "cache_bytes_per_token": {dtype: cache_bytes_per_token(config, dtype) for dtype in DTYPE_BYTES},
     }
 

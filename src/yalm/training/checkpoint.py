@@ -52,11 +52,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: finished steps, the sequences (the position in the data) and the tokens they consumed."""
+    """How far a run is: finished steps, the sequences (the position in the data) and the tokens they consumed.
+
+    `loss_scale` and `clean_steps` are the state of `LossScale`, which only fp16 changes.
+    """
 
     step: int = 0
     sequences: int = 0
     tokens: int = 0
+    loss_scale: float = 1.0
+    clean_steps: int = 0
 
 
 class Checkpoints:

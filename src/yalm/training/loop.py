@@ -10,12 +10,11 @@ loop is the same on one device and on many.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from yalm.errors import YalmError
 from yalm.model.costs import training_flops
@@ -24,7 +23,8 @@ from yalm.tokens.batches import Batches
 from yalm.training.checkpoint import Checkpoints, Progress, read_progress, restore_model, restore_optimizer
 from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
 from yalm.training.optimizer import learning_rate, make_optimizer
-from yalm.training.parallel import World, join_world, parallelize, plan_communication, warn_slow_precision
+from yalm.training.parallel import World, join_world, parallelize, plan_communication
+from yalm.training.precision import LossScale, clip_gradients, keep_weights, warnings
 from yalm.training.run import CHECKPOINTS_FOLDER, StopSignal, open_run
 from yalm.training.settings import TrainSettings
 from yalm.training.validation import ValidationPart, batch_loss, validate
@@ -71,8 +71,9 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
             restore_model(model, latest)
         else:
             initialize(model, settings.seed)
+        keep_weights(model, settings.optimizer.weights)
         parallelize(model, world, settings.compute)
-        optimizer = make_optimizer(model, settings.optimizer)
+        optimizer = make_optimizer(model, settings.optimizer, settings.seed)
         if latest:
             restore_optimizer(model, optimizer, latest)
 
@@ -85,7 +86,7 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
                 tensorboard=settings.metrics.tensorboard,
             )
         )
-        if warning := warn_slow_precision(settings.compute, world.device):
+        for warning in warnings(config, settings.compute.precision, world.device):
             metrics.say(f"warning: {warning}")
         if latest:
             metrics.say(f"resuming {folder} at step {progress.step} of {settings.total_steps}")
@@ -99,6 +100,7 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
             micro_sequences=settings.batch.micro_sequences,
             cross_documents=settings.data.cross_documents,
         )
+        scale = LossScale(settings.compute.precision, progress.loss_scale, progress.clean_steps)
         phase = PhaseTimer(world.device)
         peak = peak_flops(world.device) * world.size
         flops_per_token = training_flops(config, settings.data.sequence_length)
@@ -110,28 +112,32 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
 
         while progress.step < settings.total_steps and not world.any(stop.received is not None or checkpoints.failed):
             loss_sum = torch.zeros((), device=world.device)
+            # Gradients are averaged over ranks, so each rank's share of the mean is taken `size` times.
+            weight = scale.value * world.size / settings.tokens_per_step
             for micro_batch in range(micro_batches):
                 plan_communication(model, settings.compute, last=micro_batch == micro_batches - 1)
                 with phase("batch"):
                     batch = next(batches)
                 with phase("forward"):
-                    loss = batch_loss(model, batch, world, settings.data.cross_documents)
+                    loss = batch_loss(model, batch, world, settings.data.cross_documents, weight)
                 with phase("backward"):
-                    # Gradients are averaged over ranks, so each rank's share of the mean is taken `size` times.
-                    torch.autograd.backward(loss * (world.size / settings.tokens_per_step))
-                loss_sum += loss.detach()
+                    torch.autograd.backward(loss)
+                loss_sum += loss.detach() / weight
             progress = Progress(
                 progress.step + 1,
                 progress.sequences + settings.batch.sequences,
                 progress.tokens + settings.tokens_per_step,
             )
             with phase("step"):
-                grad_norm = clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm)
+                scale.unscale(model.parameters())
+                grad_norm = clip_gradients(model.parameters(), settings.optimizer.clip_norm)
                 lr = learning_rate(progress.tokens, settings.optimizer.lr, settings.schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                optimizer.step()
+                if scale.accepts(grad_norm):
+                    optimizer.step()
                 optimizer.zero_grad()
+                progress = replace(progress, loss_scale=scale.value, clean_steps=scale.clean_steps)
 
             metrics.advance(progress.step)
             last = progress.step == settings.total_steps
@@ -148,6 +154,7 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
                     "grad_norm": world.scalar(grad_norm),
                     "tokens_per_second": rate,
                     "mfu": rate * flops_per_token / peak,
+                    **scale.record(),
                     "seconds": seconds,
                 }
                 if not math.isfinite(mean_loss):

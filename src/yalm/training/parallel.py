@@ -1,8 +1,8 @@
 """Devices and how the model is laid over them, applied to the plain network from outside.
 
 A run always stands on a device mesh; one device is a mesh of one. FSDP2 keeps the weights there in shards, gathers
-each layer for its use, and reduces the gradients; it is also what keeps fp32 master weights under bf16 compute, so
-that one device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the plain
+each layer for its use, and reduces the gradients; it is also what keeps fp32 master weights under half-precision
+compute, so that one device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the plain
 modules.
 
 What is divided is the stage of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054), `compute.zero`. With P parameters
@@ -41,6 +41,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
 from yalm.model.ops.linear import onednn_linears
+from yalm.training.precision import HALF, apply_precision
 from yalm.training.settings import ComputeSettings
 
 
@@ -124,7 +125,8 @@ def pick_device(name: str) -> torch.device:
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
     """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
-    half = torch.bfloat16 if settings.precision == "bf16" else None
+    half = HALF.get(settings.precision)
+    apply_precision(model, settings.precision, world.device)
     if half is None and not compiled:
         onednn_linears(model)
     for layer in model.model.layers:
@@ -133,7 +135,8 @@ def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
         if compiled:
             layer.compile()
     if world.size > 1 or half is not None or settings.offload:
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+        # Inputs are not cast: the weights of the loss, which carry the loss scale, must arrive in fp32.
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload = CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if settings.offload else OffloadPolicy()
         # Stage 0 frees its layers as stage 3 does: where the shard is the whole, gathering is a copy.
         shard = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
@@ -192,10 +195,3 @@ def plan_communication(model: Yalm, settings: ComputeSettings, last: bool) -> No
         model.set_requires_gradient_sync(last or settings.zero >= 2)
         model.set_requires_all_reduce(last)
         model.set_reshard_after_backward(last or settings.zero in (0, 3))
-
-
-def warn_slow_precision(settings: ComputeSettings, device: torch.device) -> str | None:
-    """A line for a person who chose bf16 on a CPU without its instructions, where it is many times slower."""
-    if settings.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "this CPU has no bfloat16 instructions: compute.precision=bf16 will be many times slower than fp32"
-    return None

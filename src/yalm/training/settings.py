@@ -15,6 +15,9 @@ from yalm.model.network import ModelConfig
 from yalm.model.presets import preset
 from yalm.tokens.mixture import PartSettings
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
+WeightType = Literal["fp32", "bf16"]
+
 
 class ModelSettings(Settings):
     """A preset, and sizes that replace its own; the vocabulary follows the tokenizer of the data."""
@@ -69,6 +72,8 @@ class OptimizerSettings(Settings):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
+    weights: WeightType = "fp32"
+    """`bf16` keeps no fp32 copy: each update is rounded to bfloat16 at random, without bias on average."""
 
 
 class ScheduleSettings(Settings):
@@ -83,8 +88,8 @@ class ComputeSettings(Settings):
     """Where and in what types to compute."""
 
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` computes in bfloat16 with fp32 master weights, gradients' sums and optimizer."""
+    precision: Precision = "fp32"
+    """The type of matrix products (see `training/precision.py`); weights, sums and optimizer stay fp32."""
     zero: Literal[0, 1, 2, 3] = 3
     """What ranks divide: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too (docs/parallelism.md)."""
     replicate: int = Field(default=1, gt=0)
@@ -150,6 +155,15 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"batch.sequences {self.batch.sequences} must be a multiple of "
                 f"batch.micro_sequences {self.batch.micro_sequences}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bf16_weights_compute_in_bf16(self) -> Self:
+        if self.optimizer.weights == "bf16" and self.compute.precision not in ("bf16", "fp8"):
+            raise ValueError(
+                f"optimizer.weights bf16 cannot be computed with in {self.compute.precision}; "
+                "set compute.precision to bf16 or fp8, or optimizer.weights to fp32"
             )
         return self
 

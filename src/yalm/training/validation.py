@@ -68,8 +68,10 @@ def validate(
     }
 
 
-def batch_loss(model: Yalm, batch: Batch, world: World, cross_documents: bool) -> torch.Tensor:
-    """The summed loss of a batch in nats, on this rank's device."""
+def batch_loss(model: Yalm, batch: Batch, world: World, cross_documents: bool, weight: float = 1.0) -> torch.Tensor:
+    """The summed loss of a batch in nats times `weight`, on this rank's device."""
     attention = causal_attention if cross_documents else DocumentAttention(batch.documents.to(world.device))
-    loss: torch.Tensor = model(batch.inputs.to(world.device), batch.targets.to(world.device), attention=attention)
+    targets = batch.targets.to(world.device)
+    weights = torch.full(targets.shape, weight, device=world.device)
+    loss: torch.Tensor = model(batch.inputs.to(world.device), targets, weights, attention=attention)
     return loss
