@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, build
@@ -71,19 +72,20 @@ def resident(field: str) -> int:
     return 1024 * int(lines[field].split()[0])
 
 
-def train_until_the_disk_is_full(settings: TrainSettings) -> str:
-    """Rank 1's disk takes no file of the second checkpoint: what this rank makes of it.
+def train_until_the_disk_is_full(settings: TrainSettings, what: str) -> str:
+    """Rank 1's disk takes no "weights" or no "state" of the second checkpoint: what this rank makes of it.
 
     A step that follows a save ends when the writer has.
     """
-    write_shard, learning_rate, files = checkpoint.write_shard, loop.learning_rate, list[Path]()
+    owner, name = {"weights": (checkpoint, "write_shard"), "state": (FileSystemWriter, "write_data")}[what]
+    write, learning_rate, calls = getattr(owner, name), loop.learning_rate, itertools.count(1)
+    # Of the four files, for the embedding, two layers and the output, rank 1 of two writes two; the state is one.
+    first = {"weights": 3, "state": 2}[what]
 
-    def write(path: Path, *more: Any) -> str:
-        files.append(path)
-        # Of the four files, for the embedding, two layers and the output, rank 1 of two writes two.
-        if path.name.startswith("model-00002") and len(files) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return write_shard(path, *more)
+    def fail(*arguments: Any) -> Any:
+        if next(calls) == first and os.environ["RANK"] == "1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
 
     def join(*arguments: Any) -> float:
         for thread in threading.enumerate():
@@ -91,7 +93,8 @@ def train_until_the_disk_is_full(settings: TrainSettings) -> str:
                 thread.join()
         return learning_rate(*arguments)
 
-    checkpoint.write_shard, loop.learning_rate = write, join
+    setattr(owner, name, fail)
+    loop.learning_rate = join
     try:
         loop.train(settings)
     except YalmError as error:

@@ -31,6 +31,7 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
@@ -202,7 +203,7 @@ class Checkpoints:
         failure: str | None = None
         try:
             result = work()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # PyTorch derives its own from BaseException
             failure = _one_line(error)
         answers: list[Any] = [None] * self.world.size
         dist.all_gather_object(answers, (result, failure), group=self._group)
@@ -237,6 +238,6 @@ def restore_optimizer(model: Yalm, optimizer: torch.optim.Optimizer, checkpoint:
     set_optimizer_state_dict(model, optimizer, state)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """The cause of an error; of several lines, with which PyTorch quotes it, the last."""
     return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
