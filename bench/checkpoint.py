@@ -62,7 +62,7 @@ def main() -> None:
         tokenizer_file = Path(place) / "tokenizer"
         tokenizer_file.write_bytes(b"none")
         model = initialize(build(preset(options.preset), world.device), seed=0)
-        optimizer = make_optimizer(parallelize(model, world, settings), OptimizerSettings())
+        optimizer = make_optimizer(parallelize(model, world, settings), OptimizerSettings(), seed=0)
         step = make_step(model, optimizer, world.device)
         numbers = itertools.count()
         with Checkpoints(Path(place) / "checkpoints", 1, tokenizer_file, world) as checkpoints:

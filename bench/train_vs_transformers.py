@@ -62,7 +62,7 @@ class Contender:
     runs: list[Spent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.optimizer = make_optimizer(self.model, self.settings)
+        self.optimizer = make_optimizer(self.model, self.settings, seed=0)
         self.phase = PhaseTimer(self.world.device)
 
     def step(self, read: Sequence[Callable[[], Batch]], lr: float) -> None:

@@ -105,7 +105,7 @@ def _count_bytes(settings: ComputeSettings, micro_batches: int) -> dict[str, int
         for part in (model.model.embed_tokens, *model.model.layers, model.model.norm):
             part.forward = ledger.watch(part.forward)
         parallelize(model, world, settings)
-        optimizer = make_optimizer(model, OptimizerSettings())
+        optimizer = make_optimizer(model, OptimizerSettings(), seed=0)
         gradients = 0
         with patch.object(network, "linear_cross_entropy", ledger.watch(network.linear_cross_entropy)), ledger:
             for micro_batch in range(micro_batches):

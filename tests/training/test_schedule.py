@@ -44,7 +44,7 @@ def test_only_matrices_decay() -> None:
     from yalm.model.presets import preset
 
     model = build(preset("demo"), "meta")
-    decayed, kept = make_optimizer(model, OptimizerSettings(weight_decay=0.3)).param_groups
+    decayed, kept = make_optimizer(model, OptimizerSettings(weight_decay=0.3), seed=0).param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert all("norm" in names[id(p)] or names[id(p)].endswith("bias") for p in kept["params"])

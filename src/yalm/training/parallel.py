@@ -2,8 +2,8 @@
 
 A run always stands on a device mesh; one device is a mesh of one. FSDP2 keeps the weights there in shards, gathers
 each layer for its use, and reduces the gradients; it is also what keeps fp32 master weights under half-precision
-compute, so that one device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the plain
-modules.
+compute, so that one device in bf16 and a cluster take the same path. One device in fp32 needs neither, and trains the
+plain modules.
 
 What is divided is the stage of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054), `compute.zero`. With P parameters
 over N ranks, fp32 masters, weights gathered in a type of c bytes, and M micro-batches a step, a rank keeps and sends
