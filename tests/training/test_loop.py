@@ -76,16 +76,6 @@ def test_attention_within_documents_is_another_model(make_settings: MakeSettings
     assert losses(within) != losses(across)
 
 
-def test_bf16_follows_fp32_and_keeps_fp32_weights(make_settings: MakeSettings) -> None:
-    exact, half = make_settings(output="fp32"), make_settings('compute.precision="bf16"', output="bf16")
-    train(exact)
-    result = train(half)
-    assert losses(half) == pytest.approx(losses(exact), rel=0.02)
-    assert losses(half) != losses(exact)
-    stored = weights(result.checkpoint)
-    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in stored.values())
-
-
 def test_seeds_change_weights_and_data(make_settings: MakeSettings) -> None:
     runs = [make_settings(f"seed={seed}", output=f"run{seed}") for seed in (1, 2)]
     for settings in runs:
