@@ -3,8 +3,6 @@
 Models of other shapes are stated as the network here of the same depth, width, vocabulary and weights of a layer: the
 feed-forward width takes up what they do otherwise. Reported TFLOP/s are turned into tokens a second by the source's own
 count of FLOPs, so that what is compared is time and no convention.
-
-
 """
 
 from dataclasses import dataclass

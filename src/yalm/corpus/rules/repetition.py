@@ -32,7 +32,8 @@ class Repetition(Rule):
     Russian and one English, so that of every kind at least 98 in 100 stay, but for lists made from a template ("X is a
     river in Russia", thousands of times) and texts in another language than they claim. They are looser than those of
     Gopher where a ballad, a psalm or the reference of a programming library is more repetitive than Gopher allows. The
-    richness of prose is 5 or more at any length, that of twenty keywords in some hundred words below 2.
+    richness of prose is mostly 5 or more, of short quotations 3 to 5; that of twenty keywords in some hundred words is
+    below 2.
     """
 
     name: ClassVar[str] = "repetition"
