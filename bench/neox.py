@@ -82,8 +82,8 @@ class Neox(nn.Module):
         )
         self.model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
-    def forward(self, ids: Tensor, targets: Tensor, attention: Any = None) -> Tensor:
-        """The cross entropy of `targets` (B, S) in nats, summed; attention is causal, whatever is passed."""
+    def forward(self, ids: Tensor, targets: Tensor, weights: Tensor, attention: Any = None) -> Tensor:
+        """The cross entropy of `targets` (B, S) in nats, summed with equal `weights`; attention is always causal."""
         output = self.model(input_ids=ids, labels=targets, shift_labels=targets.contiguous())
-        loss: Tensor = output.loss * targets.numel()
+        loss: Tensor = output.loss * weights.sum()
         return loss
