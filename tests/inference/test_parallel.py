@@ -23,8 +23,9 @@ from ranks import (
 from support import GOLDEN
 from yalm.errors import YalmError
 from yalm.inference.language_model import LanguageModel
-from yalm.inference.parallel import TIMEOUT, Seat, Shard, cut, join, stages
+from yalm.inference.parallel import TIMEOUT, Seat, Shard, cut, join
 from yalm.inference.placement import OVERHEAD, Sizes
+from yalm.model.division import stages
 from yalm.model.network import Layer, ModelConfig, Rotary, build, causal_attention
 
 GREEDY = json.loads((GOLDEN / "generation.json").read_text())["greedy"]

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from yalm.errors import YalmError
+from yalm.model.division import SPLIT_DIMS, stages
 from yalm.model.network import Attention, ModelConfig, Rotary, Yalm
 from yalm.model.ops.quantized_linear import GROUP_SIZE
 
@@ -37,9 +37,6 @@ from yalm.model.ops.quantized_linear import GROUP_SIZE
 TIMEOUT = timedelta(minutes=10)
 # How long for the next thing to do, which a person may be thinking about.
 PATIENCE = timedelta(days=365)
-# The linears of a layer that are divided by output (dim 0), and those behind them, divided by input (dim 1).
-SPLIT_DIMS = dict.fromkeys(("self_attn.qkv_proj", "mlp.gate_proj", "mlp.up_proj"), 0)
-SPLIT_DIMS |= dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), 1)
 
 
 class LostRankError(YalmError):
@@ -138,14 +135,6 @@ class Shard:
         padded = tensor.new_zeros([part.size if dim == part.dim else n for dim, n in enumerate(tensor.shape)])
         padded.narrow(part.dim, 0, view.shape[part.dim]).copy_(view)
         return padded
-
-
-def stages(num_layers: int, ranks: int) -> list[range]:
-    """The layers of each pipeline rank: contiguous, as equal in number as can be; YalmError if one would have none."""
-    if ranks > num_layers:
-        raise YalmError(f"pipeline={ranks}: the model has only {num_layers} layers; choose at most {num_layers} stages")
-    bounds = [rank * num_layers // ranks for rank in range(ranks + 1)]
-    return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
 class Stage(nn.Module):

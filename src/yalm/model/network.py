@@ -13,7 +13,7 @@ computed in every forward pass rather than kept in a buffer: it costs S·D/2 sin
 left to restore after loading, to move between devices, or to limit the positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, Self
 
 import torch
@@ -23,6 +23,10 @@ from torch import Tensor, nn
 
 from yalm.config import Settings
 from yalm.model.ops.cross_entropy import linear_cross_entropy
+
+
+# As `linear_cross_entropy`; another one where the vocabulary is divided over processes.
+CrossEntropy = Callable[..., tuple[Tensor, Tensor]]
 
 
 class ModelConfig(Settings):
@@ -227,6 +231,7 @@ class Yalm(nn.Module):
         self.config = config
         self.model = Body(config)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
+        self.cross_entropy: CrossEntropy = linear_cross_entropy
         # How many layers this instance runs and with how many heads; parallelism leaves the others to other ranks.
         self.local_layers, self.local_heads = config.num_layers, config.num_heads
         self.tie_weights()
@@ -252,7 +257,7 @@ class Yalm(nn.Module):
         if targets is None:
             logits: Tensor = self.lm_head(hidden)
             return logits
-        loss, _ = linear_cross_entropy(
+        loss, _ = self.cross_entropy(
             hidden.flatten(0, 1),
             self.lm_head.weight,
             self.lm_head.bias,

@@ -120,10 +120,13 @@ class Checkpoints:
         if path.exists():
             return path
         files = self._gather(model)
-        state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
-        state["state"] = {
-            name: {key: self._copy(f"{name} {key}", value) for key, value in values.items()}
-            for name, values in state["state"].items()
+        moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer)["state"]
+        # Without the groups, which the settings say again, and which are others on each stage of a pipeline.
+        state = {
+            "state": {
+                name: {key: self._copy(f"{name} {key}", value) for key, value in values.items()}
+                for name, values in moments.items()
+            }
         }
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)  # copies to pinned memory return before they are done
@@ -137,8 +140,11 @@ class Checkpoints:
         """The files of the model folder that this rank writes, every `size`-th one: name to copies of its tensors."""
         state = model.state_dict()
         files: dict[str, dict[str, Tensor]] = {}
-        for index, (file, layout) in enumerate(shards(model.config).items()):
-            mine = index % self.world.size == self.world.rank
+        # Of a pipeline's stages each has the files of its layers; its ranks divide those.
+        here = [(file, layout) for file, layout in shards(model.config).items() if layout.keys() <= state.keys()]
+        stage_size = self.world.size // self.world.stages
+        for index, (file, layout) in enumerate(here):
+            mine = index % stage_size == self.world.rank % stage_size
             for name in layout:
                 tensor = state[name]
                 if isinstance(tensor, DTensor):
@@ -233,8 +239,8 @@ def restore_model(model: Yalm, checkpoint: Path) -> None:
 
 def restore_optimizer(model: Yalm, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     """Load the optimizer's state of `checkpoint`, on this or another number of ranks."""
-    state = get_optimizer_state_dict(model, optimizer)
-    load_state(state, checkpoint_id=checkpoint / STATE_FOLDER)
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
+    load_state({"state": state["state"]}, checkpoint_id=checkpoint / STATE_FOLDER)
     set_optimizer_state_dict(model, optimizer, state)
 
 

@@ -8,6 +8,7 @@ loop is the same on one device and on many.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from yalm.training.checkpoint import Checkpoints, Progress, read_progress, resto
 from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
 from yalm.training.optimizer import learning_rate, make_optimizer
 from yalm.training.parallel import World, join_world, parallelize, plan_communication
+from yalm.training.pipeline import sum_table_gradient
 from yalm.training.precision import LossScale, clip_gradients, keep_weights, warnings
 from yalm.training.run import CHECKPOINTS_FOLDER, StopSignal, open_run
 from yalm.training.settings import TrainSettings
@@ -105,32 +107,37 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
         peak = peak_flops(world.device) * world.size
         flops_per_token = training_flops(config, settings.data.sequence_length)
         stop = stack.enter_context(StopSignal())
-        micro_batches = settings.batch.sequences // (settings.batch.micro_sequences * world.size)
+        micro_batches = settings.batch.sequences // (settings.batch.micro_sequences * world.data_size)
         batches = data.prefetch(sample_ranges(settings, progress.step, world))
         stack.callback(batches.close)
+        losses: deque[torch.Tensor] = deque()  # of micro-batches that went forward and not yet backward
         logged_step = progress.step
 
         while progress.step < settings.total_steps and not world.any(stop.received is not None or checkpoints.failed):
             loss_sum = torch.zeros((), device=world.device)
             # Gradients are averaged over ranks, so each rank's share of the mean is taken `size` times.
-            weight = scale.value * world.size / settings.tokens_per_step
-            for micro_batch in range(micro_batches):
-                plan_communication(model, settings.compute, last=micro_batch == micro_batches - 1)
-                with phase("batch"):
-                    batch = next(batches)
-                with phase("forward"):
-                    loss = batch_loss(model, batch, world, settings.data.cross_documents, weight)
-                with phase("backward"):
-                    torch.autograd.backward(loss)
-                loss_sum += loss.detach() / weight
+            weight = scale.value * world.data_size / settings.tokens_per_step
+            for direction, micro_batch in world.passes(micro_batches):
+                if direction == "forward":
+                    with phase("batch"):
+                        batch = next(batches)
+                    with phase("forward"):
+                        losses.append(batch_loss(model, batch, world, settings.data.cross_documents, weight))
+                else:
+                    plan_communication(model, settings.compute, last=micro_batch == micro_batches - 1)
+                    loss = losses.popleft()
+                    with phase("backward"):
+                        torch.autograd.backward(loss)
+                    loss_sum += loss.detach() / weight
             progress = Progress(
                 progress.step + 1,
                 progress.sequences + settings.batch.sequences,
                 progress.tokens + settings.tokens_per_step,
             )
             with phase("step"):
+                sum_table_gradient(model, world.link)
                 scale.unscale(model.parameters())
-                grad_norm = clip_gradients(model.parameters(), settings.optimizer.clip_norm)
+                grad_norm = clip_gradients(model, settings.optimizer.clip_norm, world.link)
                 lr = learning_rate(progress.tokens, settings.optimizer.lr, settings.schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -151,7 +158,7 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
                     "tokens": progress.tokens,
                     "loss": mean_loss,
                     "lr": lr,
-                    "grad_norm": world.scalar(grad_norm),
+                    "grad_norm": float(grad_norm),
                     "tokens_per_second": rate,
                     "mfu": rate * flops_per_token / peak,
                     **scale.record(),
@@ -179,15 +186,15 @@ def sample_ranges(settings: TrainSettings, first_step: int, world: World) -> Ite
     """The samples of this rank from `first_step` on, as (first, count) of each micro-batch in turn.
 
     A step's samples are numbered on from those of the step before, and each rank takes a run of them; so the samples of
-    a step are the same on any number of ranks.
+    a step are the same on any number of ranks. Ranks that divide layers among them take the same ones.
     """
-    share = settings.batch.sequences // world.size
+    share = settings.batch.sequences // world.data_size
     count = settings.batch.micro_sequences
-    if settings.batch.sequences % (world.size * count):
+    if settings.batch.sequences % (world.data_size * count):
         raise YalmError(
             f"batch.sequences {settings.batch.sequences} must be a multiple of batch.micro_sequences {count} "
-            f"x {world.size} ranks; change one of them"
+            f"x {world.data_size} ranks; change one of them"
         )
     for step in range(first_step, settings.total_steps):
-        start = step * settings.batch.sequences + world.rank * share
+        start = step * settings.batch.sequences + world.data_rank * share
         yield from ((first, count) for first in range(start, start + share, count))

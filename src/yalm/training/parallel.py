@@ -23,6 +23,7 @@ arXiv 2304.11277, section 3.2.2). Stage 0 is that with groups of one rank. `yalm
 bytes in numbers.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,14 +36,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
 from yalm.model.ops.linear import onednn_linears
+from yalm.training.pipeline import Link, Pass, cut, order
 from yalm.training.precision import HALF, apply_precision
 from yalm.training.settings import ComputeSettings
+from yalm.training.tensor import divide
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,46 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
+    tensor: int = 1
+    """Ranks that divide matrices among them, and so read the same data."""
+    link: Link | None = None
+    """To the neighbours in a pipeline, if there is one."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files and the progress."""
         return self.rank == 0
 
+    @property
+    def stages(self) -> int:
+        """The ranks that divide the layers among them."""
+        return self.link.count if self.link else 1
+
+    @property
+    def data_size(self) -> int:
+        """How many ranks, or groups of ranks that divide the network among them, read data of their own."""
+        return self.size // (self.stages * self.tensor)
+
+    @property
+    def data_rank(self) -> int:
+        """Which of these this rank belongs to (the mesh is pipeline × replicate × shard × tensor)."""
+        return self.rank // self.tensor % self.data_size
+
+    def passes(self, micro_batches: int) -> Iterator[tuple[Pass, int]]:
+        """The forward and backward passes of a step on this rank, in turn, by number of the micro-batch."""
+        return order(self.link.stage if self.link else 0, self.stages, micro_batches)
+
     def sum(self, value: Tensor) -> Tensor:
-        """`value` summed over all ranks."""
+        """`value` summed over the ranks that read other data: tensor-parallel ranks have the same, and of a pipeline
+        all but the last must have zeros."""
         if self.size > 1:
             dist.all_reduce(value)
+            value /= self.tensor
         return value
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` holds on any rank; the same answer on all."""
         return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
-
-    def scalar(self, value: Tensor) -> float:
-        """A tensor of one element as a number, gathered if it is spread over ranks."""
-        return float(value.full_tensor() if isinstance(value, DTensor) else value)
 
     def wait(self) -> None:
         """Wait for all ranks."""
@@ -92,19 +115,26 @@ def join_world(settings: ComputeSettings) -> Iterator[World]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         size = dist.get_world_size()
-        yield World(dist.get_rank(), size, device, _mesh(settings, device, size))
+        mesh = _mesh(settings, device, size)
+        link = Link(mesh) if settings.pipeline > 1 else None
+        yield World(dist.get_rank(), size, device, mesh, settings.tensor, link)
     finally:
         dist.destroy_process_group()
 
 
 def _mesh(settings: ComputeSettings, device: torch.device, size: int) -> DeviceMesh:
-    """Dimensions replicate × shard, or shard alone where nothing is replicated; a group's ranks are neighbours."""
-    if size % settings.replicate:
-        raise YalmError(f"compute.replicate {settings.replicate} must divide the {size} ranks; change one of them")
-    replicate = size if settings.zero == 0 else settings.replicate
-    if replicate == 1:
-        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
+    """Dimensions pipeline × replicate × shard × tensor, those of one rank left out but for shard.
+
+    The ranks of a tensor-parallel group are neighbours, then those of a group that shards.
+    """
+    for fixed, name in ((settings.pipeline * settings.tensor, "pipeline x compute.tensor"), (settings.replicate, "replicate")):
+        if size % fixed:
+            raise YalmError(f"compute.{name} {fixed} must divide the {size} ranks; change one of them")
+        size //= fixed
+    replicate, shard = (size, 1) if settings.zero == 0 else (settings.replicate, size)
+    sizes = {"pipeline": settings.pipeline, "replicate": replicate, "shard": shard, "tensor": settings.tensor}
+    sizes = {name: ranks for name, ranks in sizes.items() if ranks > 1 or name == "shard"}
+    return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 def pick_device(name: str) -> torch.device:
@@ -123,12 +153,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
+    """Apply precision, division, recomputation, compilation and sharding to the modules, in place; oneDNN on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
     half = HALF.get(settings.precision)
     apply_precision(model, settings.precision, world.device)
     if half is None and not compiled:
         onednn_linears(model)
+    if world.link:
+        cut(model, world.link, half or torch.float32, world.tensor)
+    if world.tensor > 1:
+        divide(model, world.mesh["tensor"])
     for layer in model.model.layers:
         if settings.recompute != "none":
             _recompute(layer, settings)
@@ -139,7 +173,8 @@ def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload = CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if settings.offload else OffloadPolicy()
         # Stage 0 frees its layers as stage 3 does: where the shard is the whole, gathering is a copy.
-        shard = partial(fully_shard, mesh=world.mesh, mp_policy=policy, offload_policy=offload)
+        names = tuple(name for name in world.mesh.mesh_dim_names or () if name in ("replicate", "shard"))
+        shard = partial(fully_shard, mesh=world.mesh[names], mp_policy=policy, offload_policy=offload)
         layers = [shard(layer, reshard_after_forward=settings.zero in (0, 3)) for layer in model.model.layers]
         # The rest is the first and the last to be used, and stays gathered in between.
         root = shard(model)
@@ -186,7 +221,7 @@ def _keep(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
 
 
 def plan_communication(model: Yalm, settings: ComputeSettings, last: bool) -> None:
-    """Say before a micro-batch whether it is the `last` of its step, so that no stage communicates needlessly.
+    """Say before a backward pass whether it is the `last` of its step, so that no stage communicates needlessly.
 
     Before the last, stages 0 and 1 add up gradients where they are, groups that replicate each other do not meet, and
     stages 1 and 2 keep the weights gathered. A plain model on one device has nothing to plan.

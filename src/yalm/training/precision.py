@@ -18,10 +18,12 @@ Whatever it is, these stay fp32, for rounding would be added up in them or would
 The price of half types on a GPU without compilation: a LayerNorm reads and writes a few copies more.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -30,6 +32,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from yalm.errors import YalmError
 from yalm.model.costs import alignment, unaligned
 from yalm.model.network import ModelConfig, Yalm
+from yalm.training.pipeline import TABLE, Link
 from yalm.training.settings import Precision, WeightType
 
 # What activations and gathered weights are cast to; the other precisions leave them fp32.
@@ -91,15 +94,30 @@ def keep_weights(model: Yalm, weights: WeightType) -> None:
     model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[weights])
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def clip_gradients(model: nn.Module, max_norm: float, link: Link | None = None) -> Tensor:
     """Scale all gradients so that their common norm is at most `max_norm`; returns the norm before, in fp32.
 
-    torch's own takes the norm of bf16 gradients in bf16, which stops adding after a few hundred equal numbers.
+    It is the norm over all ranks, to the same bits on each; in a pipeline, whose `link` is given, that of all stages'
+    gradients. What several ranks have is counted once. torch's own takes the norm of bf16 gradients in bf16, which
+    stops adding after a few hundred equal numbers.
     """
-    parameters = list(parameters)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)))
-    clip_grads_with_norm_(parameters, max_norm, norm)
+    gradients, copies = [], []
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if gradient is not None and not (link and link.stage > 0 and name == TABLE):
+            copies.append(1)
+            if isinstance(gradient, DTensor):
+                dimensions = zip(gradient.device_mesh.shape, gradient.placements, strict=True)
+                copies[-1] = math.prod(ranks for ranks, placement in dimensions if placement.is_replicate())
+                gradient = gradient.to_local()
+            gradients.append(gradient)
+    norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(norms / norms.new_tensor(copies).sqrt())
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        norm = norm.square()
+        dist.all_reduce(norm)
+        norm = norm.sqrt()
+    clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
 
 
@@ -137,8 +155,7 @@ class LossScale:
         """
         if not self.dynamic:
             return True
-        norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-        if torch.isfinite(norm):
+        if torch.isfinite(grad_norm):
             self.clean_steps += 1
             if self.clean_steps == self.GROWTH_INTERVAL:
                 self.value, self.clean_steps = 2 * self.value, 0

@@ -94,6 +94,10 @@ class ComputeSettings(Settings):
     """What ranks divide: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too (docs/parallelism.md)."""
     replicate: int = Field(default=1, gt=0)
     """Groups of ranks that divide the model each among themselves; only sums of gradients cross between groups."""
+    tensor: int = Field(default=1, gt=0)
+    """Ranks that divide every layer's matrices among them, and the positions in between (`training/tensor.py`)."""
+    pipeline: int = Field(default=1, gt=0)
+    """Ranks that have a run of layers each, through which micro-batches pass (`training/pipeline.py`)."""
     prefetch: int = Field(default=1, ge=0)
     """Layers whose weights are gathered ahead of their use, forward and backward."""
     offload: bool = False
@@ -110,6 +114,12 @@ class ComputeSettings(Settings):
     def _replicates_shards(self) -> Self:
         if self.zero == 0 and self.replicate > 1:
             raise ValueError("replicate is for zero 1, 2 or 3: zero 0 replicates over all ranks; leave it at 1")
+        return self
+
+    @model_validator(mode="after")
+    def _divides_what_it_can(self) -> Self:
+        if self.tensor > 1 and self.precision == "fp8":
+            raise ValueError("precision fp8 and tensor above 1 do not go together; take bf16, or tensor 1")
         return self
 
 
@@ -164,6 +174,21 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"optimizer.weights bf16 cannot be computed with in {self.compute.precision}; "
                 "set compute.precision to bf16 or fp8, or optimizer.weights to fp32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bf16_weights_are_rounded_by_rows(self) -> Self:
+        if self.optimizer.weights == "bf16" and self.compute.tensor > 1:
+            raise ValueError("optimizer.weights bf16 and compute.tensor above 1 do not go together; take fp32 weights")
+        return self
+
+    @model_validator(mode="after")
+    def _positions_divide(self) -> Self:
+        if self.data.sequence_length % self.compute.tensor:
+            raise ValueError(
+                f"data.sequence_length {self.data.sequence_length} must be a multiple of compute.tensor "
+                f"{self.compute.tensor}, whose ranks divide it"
             )
         return self
 

@@ -52,12 +52,12 @@ def validate(
         nats = torch.zeros((), dtype=torch.float64)
         tokens = 0
         batches = list(windows(part.folder, sequence_length, micro_sequences, sequences))
-        for start in range(0, len(batches), world.size):
-            mine = start + world.rank
+        for start in range(0, len(batches), world.data_size):
+            mine = start + world.data_rank
             batch = batches[min(mine, len(batches) - 1)]
             loss = batch_loss(model, batch, world, cross_documents).double().cpu()
             nats += loss if mine < len(batches) else 0
-            tokens += sum(other.targets.numel() for other in batches[start : start + world.size])
+            tokens += sum(other.targets.numel() for other in batches[start : start + world.data_size])
         byte_count = tokens * part.folder.text_bytes / part.folder.num_tokens
         total = totals.setdefault(part.name, [0.0, 0.0, 0.0])
         for index, value in enumerate((float(world.sum(nats)), tokens, byte_count)):

@@ -9,9 +9,11 @@ The price: the gradient of the table (V·E, fp32) is alive from the forward pass
 differentiated once.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,13 +25,43 @@ CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 CHUNK_ROWS = 128
 
 
+@dataclass(frozen=True)
+class VocabularyShard:
+    """The words from `first` on whose rows of the table this process has; the group's processes have all of them."""
+
+    first: int
+    group: dist.ProcessGroup
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Of this process's logits (N, V/ranks), normalised over all words; `logits` are overwritten."""
+        highest = logits.amax(-1)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        logits -= highest[:, None]
+        total = logits.exp().sum(-1)
+        dist.all_reduce(total, group=self.group)
+        return logits.sub_(total.log_()[:, None])
+
+    def find(self, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Where `targets` are among this process's `size` words, and whether they are; elsewhere the place is wrong."""
+        places = targets - self.first
+        return places.clamp(0, size - 1), (places >= 0) & (places < size)
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ weights·(-log softmax(hidden·weightᵀ + bias)[targets]), and its terms.
 
     hidden (N, E), weight (V, E), bias (V), targets (N) int64, weights (N) or None for 1 each. Returns the scalar sum
     in fp32 nats, differentiable in hidden, weight and bias, and the unweighted losses (N) in fp32, which are not.
+
+    With `shard`, weight and bias are some of the words' and the losses are over all of them, the same on every process
+    of the group (Shoeybi et al. 2019, arXiv 1909.08053, section 3); the gradient of hidden is this process's summand.
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
     2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes, plus, where gradients are wanted, the three gradients (N·E in hidden's
@@ -38,15 +70,30 @@ def linear_cross_entropy(
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad):
-        loss, losses = _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights)  # type: ignore[no-untyped-call]
+        loss, losses = _LinearCrossEntropy.apply(hidden, weight, bias, targets, weights, shard)  # type: ignore[no-untyped-call]
         return loss, losses
     losses = torch.cat(
         [
-            F.cross_entropy(product(hidden[rows], weight, bias).float(), targets[rows], reduction="none")
+            _losses(product(hidden[rows], weight, bias).float(), targets[rows], shard)[0]
             for rows in _chunks(hidden, weight)
         ]
     )
     return (losses * weights).sum(), losses
+
+
+def _losses(
+    logits: Tensor, targets: Tensor, shard: VocabularyShard | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The losses (N) of fp32 logits (N, V), the log-probabilities, and where the targets are (N, 1): on all or some rows."""
+    if shard is None:
+        log_probabilities = F.log_softmax(logits, dim=-1)
+        target = targets[:, None]
+        return -log_probabilities.gather(1, target).squeeze(1), log_probabilities, target, None
+    log_probabilities = shard.log_softmax(logits)
+    places, here = shard.find(targets[:, None], logits.shape[1])
+    losses = -(log_probabilities.gather(1, places) * here).squeeze(1)
+    dist.all_reduce(losses, group=shard.group)
+    return losses, log_probabilities, places, here
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -54,19 +101,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
         losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for rows in _chunks(hidden, weight):
-            log_probabilities = F.log_softmax(product(hidden[rows], weight, bias).float(), dim=-1)
-            target = targets[rows, None]
-            losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
+            logits = product(hidden[rows], weight, bias).float()
+            losses[rows], log_probabilities, target, here = _losses(logits, targets[rows], shard)
             # d loss / d logits = weights · (softmax - one-hot of the target)
             grad_logits = log_probabilities.exp_()
-            grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
+            ones = grad_logits.new_ones(target.shape) if here is None else here.to(grad_logits.dtype)
+            grad_logits.scatter_add_(1, target, -ones)
             grad_logits *= weights[rows, None]
             grad_bias += grad_logits.sum(0)
             typed = grad_logits.to(weight.dtype)
@@ -81,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = grad_loss.to(grad_hidden.dtype)
-        return grad_hidden * scale, grad_weight * scale, grad_bias * scale, None, None
+        return grad_hidden * scale, grad_weight * scale, grad_bias * scale, None, None, None
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:

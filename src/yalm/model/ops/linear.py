@@ -34,11 +34,19 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(a, b, bias)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (…, K) · weightᵀ (K, N) + bias (N): (…, N), differentiable; by oneDNN where that is faster."""
+    if not has_onednn(weight):
+        return F.linear(x, weight, bias)
+    output: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)  # type: ignore[no-untyped-call]
+    return output.view(*x.shape[:-1], -1)
+
+
 class _Linear(torch.autograd.Function):
     """x (M, K) · weightᵀ + bias, with all three products of forward and backward by `product`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
@@ -47,7 +55,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = product(grad, weight.T) if ctx.needs_input_grad[0] else None
-        return grad_x, product(grad.T, x.T), grad.sum(0)
+        return grad_x, product(grad.T, x.T), grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def onednn_linears(model: nn.Module) -> None:
@@ -58,5 +66,4 @@ def onednn_linears(model: nn.Module) -> None:
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:
-    output: Tensor = _Linear.apply(x.flatten(0, -2), module.weight, module.bias)  # type: ignore[no-untyped-call]
-    return output.view(*x.shape[:-1], -1)
+    return linear(x, module.weight, module.bias)
