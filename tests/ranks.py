@@ -37,7 +37,7 @@ def run_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     with ProcessPoolExecutor(ranks, context) as pool:
         futures = [pool.submit(_run_rank, rank, ranks, store.port, work, arguments) for rank in range(ranks)]
-        done, pending = wait(futures, timeout=120, return_when=FIRST_EXCEPTION)
+        done, pending = wait(futures, timeout=280, return_when=FIRST_EXCEPTION)
         if pending:  # for the one that failed, or for ever
             for process in list(pool._processes.values()):
                 process.kill()

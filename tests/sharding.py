@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm, build, initialize
 from yalm.training.loop import train
 from yalm.training.optimizer import make_optimizer
@@ -42,6 +43,15 @@ def train_each(runs: list[TrainSettings]) -> None:
     with one_world():
         for settings in runs:
             train(settings)
+
+
+def impossible_divisions(settings: TrainSettings) -> str:
+    """What a rank says of a run that cannot be."""
+    try:
+        train(settings)
+    except YalmError as error:
+        return str(error)
+    return "no error"
 
 
 class Ledger(TorchDispatchMode):

@@ -24,12 +24,14 @@ def back_to(settings: TrainSettings, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def test_four_ranks_continue_on_one_two_and_three(make_settings: MakeSettings) -> None:
+@pytest.mark.parametrize("division", [[], ["compute.tensor=2", "compute.pipeline=2"]], ids=["sharded", "mesh"])
+def test_four_ranks_continue_on_any_mesh(make_settings: MakeSettings, division: list[str]) -> None:
     overrides = ("batch.sequences=12", "batch.micro_sequences=1", "checkpoint.keep=3")
-    four = make_settings(*overrides, output="four")
+    four = make_settings(*overrides, *division, output="four")
     run_ranks(4, train_rank, four)
-    for ranks in (1, 2, 3):
-        moved = make_settings(*overrides, output=str(ranks))
+    meshes = ((1, ()), (2, ()), (3, ()), (2, ("compute.tensor=2",)), (4, ("compute.pipeline=2",)))
+    for number, (ranks, other) in enumerate(meshes):
+        moved = make_settings(*overrides, *other, output=str(number))
         shutil.copytree(four.output, moved.output)
         back_to(moved, step=4)
         run_ranks(ranks, train_rank, moved)

@@ -5,48 +5,66 @@ import itertools
 import pytest
 
 from ranks import run_ranks
-from sharding import CONFIG, LENGTH, SEQUENCES, count_bytes, count_collectives, record_gathers, train_each
-from support import MakeSettings, losses
+from sharding import (
+    CONFIG,
+    LENGTH,
+    SEQUENCES,
+    count_bytes,
+    count_collectives,
+    impossible_divisions,
+    record_gathers,
+    train_each,
+)
+from support import MakeSettings, losses, validations
 from yalm.errors import YalmError
 from yalm.model.costs import training_bytes
 from yalm.training.loop import train
 from yalm.training.settings import ComputeSettings
 
 STEPS = ("schedule.tokens=9600", "validation.every_steps=1000", "checkpoint.every_steps=1000")  # 50 of them
-# ZeRO's stage, sequences of a micro-batch, what is computed again, and more: a step has eight sequences, so two ranks
-# accumulate over micro-batches of two and four ranks over those of one.
+# A step has eight sequences: with micro-batches of two, ranks that read different data accumulate, and pipelines fill.
 TWO_RANKS = [
-    (0, 4, "none"),
-    (0, 2, "selective"),
-    (1, 4, "selective"),
-    (1, 2, "full"),
-    (2, 4, "full"),
-    (2, 2, "none", "compute.prefetch=0"),
-    (3, 4, "none", "compute.prefetch=2"),
-    (3, 2, "selective", "compute.offload=true"),
+    "zero=0 micro=4",
+    "zero=0 micro=2 recompute=selective",
+    "zero=1 micro=4 recompute=selective",
+    "zero=1 micro=2 recompute=full",
+    "zero=2 micro=4 recompute=full",
+    "zero=2 micro=2 prefetch=0",
+    "zero=3 micro=4 prefetch=2",
+    "zero=3 micro=2 recompute=selective offload=true",
+    "tensor=2 micro=8",
+    "tensor=2 micro=2 recompute=selective",
+    "pipeline=2 micro=2 recompute=full",
+    "pipeline=2 micro=8 zero=0",
 ]
-FOUR_RANKS = [(3, 1, "full", "compute.replicate=2")]
+FOUR_RANKS = [
+    "zero=3 micro=1 recompute=full replicate=2",
+    "tensor=2 zero=3 micro=2",
+    "pipeline=2 zero=1 micro=1",
+    "pipeline=4 micro=1 offload=true",
+    "pipeline=2 tensor=2 micro=2",
+]
 
 
-def test_fifty_steps_are_the_same_however_the_model_is_divided(make_settings: MakeSettings) -> None:
+def overrides(case: str) -> list[str]:
+    """The settings of a case; `micro` are the sequences of a micro-batch."""
+    pairs = [pair.split("=") for pair in case.split()]
+    return [f"batch.micro_sequences={value}" if key == "micro" else f"compute.{key}={value}" for key, value in pairs]
+
+
+@pytest.mark.parametrize(("ranks", "cases"), [(2, TWO_RANKS), (4, FOUR_RANKS)])
+def test_fifty_steps_are_the_same_however_the_model_is_divided(
+    make_settings: MakeSettings, ranks: int, cases: list[str]
+) -> None:
     alone = make_settings(*STEPS, output="alone")
     train(alone)
     assert len(losses(alone)) == 50
-    for ranks, cases in ((2, TWO_RANKS), (4, FOUR_RANKS)):
-        runs = [
-            make_settings(
-                *STEPS,
-                f"compute.zero={zero}",
-                f"batch.micro_sequences={micro}",
-                f"compute.recompute={recompute}",
-                *more,
-                output=f"{ranks} ranks, run {index}",
-            )
-            for index, (zero, micro, recompute, *more) in enumerate(cases)
-        ]
-        run_ranks(ranks, train_each, runs)
-        for case, settings in zip(cases, runs, strict=True):
-            assert losses(settings) == pytest.approx(losses(alone), rel=1e-4), case
+    runs = [make_settings(*STEPS, *overrides(case), output=case) for case in cases]
+    run_ranks(ranks, train_each, runs)
+    for case, settings in zip(cases, runs, strict=True):
+        assert losses(settings) == pytest.approx(losses(alone), rel=1e-4), case
+        for part, expected in validations(alone)[50].items():
+            assert validations(settings)[50][part] == pytest.approx(expected, rel=1e-4), case
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -111,3 +129,15 @@ def test_impossible_divisions_are_one_line(make_settings: MakeSettings) -> None:
         make_settings("compute.zero=0", "compute.replicate=2")
     with pytest.raises(YalmError, match="replicate 3 must divide the 1 ranks"):
         train(make_settings("compute.replicate=3"))
+    with pytest.raises(YalmError, match=r"pipeline x compute.tensor 6 must divide the 1 ranks"):
+        train(make_settings("compute.pipeline=3", "compute.tensor=2"))
+    with pytest.raises(YalmError, match=r"must be a multiple of compute\.tensor 5"):
+        make_settings("compute.tensor=5")
+    with pytest.raises(YalmError, match="fp8 and tensor above 1"):
+        make_settings("compute.precision=fp8", "compute.tensor=2")
+    with pytest.raises(YalmError, match=r"bf16 and compute\.tensor above 1"):
+        make_settings("compute.precision=bf16", "optimizer.weights=bf16", "compute.tensor=2")
+    for error in run_ranks(4, impossible_divisions, make_settings("compute.tensor=4", "model.num_heads=2")):
+        assert error == "compute.tensor 4 does not divide the model's num_heads 2; choose a divisor"
+    for error in run_ranks(4, impossible_divisions, make_settings("compute.pipeline=4", "model.num_layers=2")):
+        assert error == "pipeline=4: the model has only 2 layers; choose at most 2 stages"

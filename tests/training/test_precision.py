@@ -109,7 +109,9 @@ def test_ranks_sum_gradients_in_fp32(precision: Precision, kept: WeightType) -> 
 def test_a_norm_of_many_small_bf16_gradients_is_exact() -> None:
     parameter = nn.Parameter(torch.zeros(1000, 100, dtype=torch.bfloat16))
     parameter.grad = torch.full_like(parameter, 2**-7)
-    assert float(clip_gradients(torch.nn.ParameterList([parameter]), 1.0)) == pytest.approx(2**-7 * 100_000**0.5, rel=1e-6)
+    assert float(clip_gradients(torch.nn.ParameterList([parameter]), 1.0)) == pytest.approx(
+        2**-7 * 100_000**0.5, rel=1e-6
+    )
     assert float(parameter.grad.float().norm()) == pytest.approx(1, rel=0.01)
 
 
@@ -121,7 +123,9 @@ def test_gradients_are_clipped_as_torch_does() -> None:
     for copy, parameter in zip(copies, parameters, strict=True):
         assert parameter.grad is not None
         copy.grad = parameter.grad.clone()
-    assert torch.equal(clip_gradients(torch.nn.ParameterList(parameters), 0.5), torch.nn.utils.clip_grad_norm_(copies, 0.5))
+    assert torch.equal(
+        clip_gradients(torch.nn.ParameterList(parameters), 0.5), torch.nn.utils.clip_grad_norm_(copies, 0.5)
+    )
     for copy, parameter in zip(copies, parameters, strict=True):
         assert torch.equal(parameter.grad, copy.grad)  # type: ignore[arg-type]
 

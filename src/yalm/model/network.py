@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from yalm.config import Settings
 from yalm.model.ops.cross_entropy import linear_cross_entropy
 
-
 # As `linear_cross_entropy`; another one where the vocabulary is divided over processes.
 CrossEntropy = Callable[..., tuple[Tensor, Tensor]]
 

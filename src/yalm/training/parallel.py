@@ -23,7 +23,6 @@ arXiv 2304.11277, section 3.2.2). Stage 0 is that with groups of one rank. `yalm
 bytes in numbers.
 """
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,7 +126,10 @@ def _mesh(settings: ComputeSettings, device: torch.device, size: int) -> DeviceM
 
     The ranks of a tensor-parallel group are neighbours, then those of a group that shards.
     """
-    for fixed, name in ((settings.pipeline * settings.tensor, "pipeline x compute.tensor"), (settings.replicate, "replicate")):
+    for fixed, name in (
+        (settings.pipeline * settings.tensor, "pipeline x compute.tensor"),
+        (settings.replicate, "replicate"),
+    ):
         if size % fixed:
             raise YalmError(f"compute.{name} {fixed} must divide the {size} ranks; change one of them")
         size //= fixed

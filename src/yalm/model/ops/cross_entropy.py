@@ -84,7 +84,10 @@ def linear_cross_entropy(
 def _losses(
     logits: Tensor, targets: Tensor, shard: VocabularyShard | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The losses (N) of fp32 logits (N, V), the log-probabilities, and where the targets are (N, 1): on all or some rows."""
+    """Losses (N) of fp32 logits (N, V), their log-probabilities, and the targets' columns (N, 1).
+
+    Of a shard's logits also which columns are the target's: it is on one process.
+    """
     if shard is None:
         log_probabilities = F.log_softmax(logits, dim=-1)
         target = targets[:, None]
