@@ -123,11 +123,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
+    """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs.
+
+    A model too large for one rank comes on "meta", and gets its memory after (`weights.materialize`).
+    """
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
     half = HALF.get(settings.precision)
     apply_precision(model, settings.precision, world.device)
-    if half is None and not compiled:
+    if half is None and not compiled and world.device.type == "cpu":
         onednn_linears(model)
     for layer in model.model.layers:
         if settings.recompute != "none":
