@@ -5,18 +5,22 @@ import itertools
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from yalm.errors import YalmError
+from yalm.model.folder import ModelFolder
 from yalm.model.network import ModelConfig, build
 from yalm.training import checkpoint, loop
-from yalm.training.checkpoint import Checkpoints, Progress
+from yalm.training.checkpoint import Checkpoints, Progress, restore_model
 from yalm.training.parallel import join_world, parallelize
 from yalm.training.settings import ComputeSettings, TrainSettings
+from yalm.training.weights import draw_weights, held, materialize
 
 # 57 million parameters, of which no tensor is a hundredth.
 WIDE = ModelConfig(
@@ -49,7 +53,8 @@ def memory_of_saving(folder: Path, tokenizer_file: Path) -> tuple[int, int]:
     """
     settings = ComputeSettings(device="cpu", threads=1)
     with join_world(settings) as world:
-        model = parallelize(build(WIDE, "meta"), world, settings).to_empty(device="cpu")  # never whole anywhere
+        model = parallelize(build(WIDE, "meta"), world, settings)
+        materialize(model, world.device)  # never whole anywhere
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(0.01)
@@ -59,11 +64,37 @@ def memory_of_saving(folder: Path, tokenizer_file: Path) -> tuple[int, int]:
         optimizer = torch.optim.AdamW([bias])
         optimizer.step()
         with Checkpoints(folder, 1, tokenizer_file, world) as checkpoints:
-            Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
-            before = resident("VmRSS")
-            checkpoints.save(model, optimizer, Progress(1, 1, 1))
-            checkpoints.wait()
-            return resident("VmHWM") - before, size
+            return rise(lambda: (checkpoints.save(model, optimizer, Progress(1, 1, 1)), checkpoints.wait())), size
+
+
+def memory_of_starting(folder: Path) -> dict[str, int]:
+    """By how many bytes this rank's resident memory rises, at most, while it draws a model and while it reads it.
+
+    And how many bytes it reads, holds, and would hold alone.
+    """
+    settings = ComputeSettings(device="cpu", threads=1)
+    found = {"whole": sum(parameter.nbytes for parameter in build(WIDE, "meta").parameters()), "read": 0}
+    read = ModelFolder.read
+
+    def count(*arguments: Any) -> torch.Tensor:
+        tensor = read(*arguments)
+        found["read"] += tensor.nbytes
+        return tensor
+
+    with join_world(settings) as world, patch.object(ModelFolder, "read", count):
+        model = parallelize(build(WIDE, "meta"), world, settings)
+        found["drawing"] = rise(lambda: (materialize(model, world.device), draw_weights(model, 0, world.device)))
+        found["reading"] = rise(lambda: restore_model(model, folder))
+        found["held"] = sum(held(parameter)[0].nbytes for parameter in model.parameters())
+    return found
+
+
+def rise(work: Callable[[], Any]) -> int:
+    """By how many bytes this process's resident memory rises, at most, in `work`."""
+    Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:

@@ -15,7 +15,7 @@ from yalm.errors import YalmError
 from yalm.inference.loading import load
 from yalm.model import convert as convert_module
 from yalm.model.convert import convert_folder, convert_release, quantize_folder
-from yalm.model.folder import ModelFolder, load_folder, load_weights
+from yalm.model.folder import ModelFolder, load_folder
 from yalm.model.quantize import Quantization, quantize_modules
 from yalm.model.release import load_release
 from yalm.model.shards import read_checksums
@@ -119,7 +119,6 @@ def test_there_is_no_way_back(tmp_path: Path) -> None:
     for job, message in (
         (lambda: convert_folder(folder, tmp_path / "back"), "is quantized, and the released layout is not"),
         (lambda: quantize_folder(folder, tmp_path / "back", Quantization.named("int4")), "is quantized already"),
-        (lambda: load_weights(folder, {}), "cannot be trained"),
     ):
         with pytest.raises(YalmError, match=message) as error:
             job()

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from ranks import run_ranks
-from saving import memory_of_saving, train_rank, train_until_a_rank_is_killed, train_until_the_disk_is_full
+from saving import (
+    memory_of_saving,
+    memory_of_starting,
+    train_rank,
+    train_until_a_rank_is_killed,
+    train_until_the_disk_is_full,
+)
 from support import GOLDEN, MakeSettings, losses, weights
 from yalm.errors import YalmError
 from yalm.model.verify import verify
@@ -42,7 +48,13 @@ def test_four_ranks_continue_on_any_mesh(make_settings: MakeSettings, division: 
 def test_no_rank_holds_half_of_the_model(tmp_path: Path) -> None:
     for rise, size in run_ranks(4, memory_of_saving, tmp_path / "saved", GOLDEN / "vocab.sp"):
         assert rise < size / 2
-    assert verify(tmp_path / "saved" / "step-00000001")["checksums"]
+    saved = tmp_path / "saved" / "step-00000001"
+    assert verify(saved)["checksums"]
+    for found in run_ranks(4, memory_of_starting, saved):
+        assert found["held"] < found["whole"] / 3.9
+        assert found["read"] == found["held"]
+        assert found["drawing"] < found["whole"] / 3
+        assert found["reading"] < found["whole"] / 8
 
 
 def test_steps_go_on_while_it_is_written(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:

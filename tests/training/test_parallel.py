@@ -41,7 +41,7 @@ FOUR_RANKS = [
     "zero=3 micro=1 recompute=full replicate=2",
     "tensor=2 zero=3 micro=2",
     "pipeline=2 zero=1 micro=1",
-    "pipeline=4 micro=1 offload=true",
+    "pipeline=2 zero=3 micro=1 offload=true recompute=selective",
     "pipeline=2 tensor=2 micro=2",
 ]
 

@@ -180,12 +180,15 @@ class ModelFolder:
         """The shards that hold these tensors."""
         return sorted({self.path / self.places[name] for name in names})
 
-    def read(self, name: str) -> Tensor:
-        """A tensor of the model by its name, on the CPU, as it is stored. KeyError if there is none."""
+    def read(self, name: str, part: tuple[slice, ...] = (slice(None),)) -> Tensor:
+        """A tensor of the model by its name, or a `part` of it, on the CPU, as it is stored. KeyError if there is none.
+
+        A tensor in its file's pages, which the system reads when they are used: what is not in `part` is not.
+        """
         shard = self.path / self.places[name]
         try:
             with safe_open(shard, framework="pt") as tensors:
-                tensor: Tensor = tensors.get_tensor(name)
+                tensor: Tensor = tensors.get_slice(name)[part]
                 return tensor
         except (OSError, SafetensorError) as error:
             raise YalmError(f"{shard}: cannot be read ({error}); copy the file again") from None
@@ -223,16 +226,11 @@ def load_folder(folder: str | Path, dtype: str = "fp32", device: str | torch.dev
     model = _build(source.config, torch_dtype(dtype), source.quantization)
     model.to_empty(device=device)
     model.tie_weights()
-    _fill(source, dict(model.state_dict()))
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in source.places:
+            state[name].copy_(source.read(name))
     return model
-
-
-def load_weights(folder: Path, state: dict[str, Tensor]) -> None:
-    """Copy the tensors of `folder` into those of `state`, in place; the model must be of the same sizes."""
-    source = ModelFolder(folder)
-    if source.quantization is not None:
-        raise YalmError(f"{folder}: is quantized and cannot be trained; give the folder it was made from")
-    _fill(source, state)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -260,13 +258,6 @@ def _build(config: ModelConfig, dtype: torch.dtype, quantization: Quantization |
     """The network on "meta", as it is stored."""
     model = build(config, "meta", dtype)
     return model if quantization is None else quantize_modules(model, quantization)
-
-
-def _fill(source: ModelFolder, state: Mapping[str, Tensor]) -> None:
-    """Copy every tensor of `source` into the one of its name."""
-    with torch.no_grad():
-        for name in source.places:
-            state[name].copy_(source.read(name))
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -276,27 +276,41 @@ def build(config: ModelConfig, device: str | torch.device = "cpu", dtype: torch.
     return model
 
 
-def initialize(model: Yalm, seed: int, table_std: float = 0.02) -> Yalm:
-    """Draw all weights, in place, from `seed` alone: matrices N(0, 1/inputs), norms 1, biases 0.
+def initial_weights(
+    config: ModelConfig, seed: int, device: str | torch.device = "cpu", table_std: float = 0.02
+) -> Iterator[tuple[str, Tensor]]:
+    """Each weight in turn, by name and in fp32, from `seed` alone: matrices N(0, 1/inputs), norms 1, biases 0.
 
     A variance of one over the number of inputs keeps a product's scale whatever the width (LeCun et al. 1998,
     "Efficient BackProp"); a fixed 0.02 is that at a width of 2,500 and starts small models much too quiet. The two
     linears that write to the residual are drawn √(2L) smaller, so that its variance does not grow with depth (GPT-2;
     the inherited default of the original's code). The table is N(0, table_std²): a LayerNorm follows it as input,
     and as output it makes first logits near zero, a first loss near ln V.
+
+    Whoever holds a piece of the model draws all of it and keeps the piece: more work, and no more than one whole weight
+    in memory, for values that do not depend on who holds what.
     """
-    generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
-    depth = (2 * model.config.num_layers) ** 0.5
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name == "model.embed_tokens.tokens.weight":
-                parameter.normal_(0.0, table_std, generator=generator)
-            elif parameter.dim() == 2:
-                std: float = parameter.shape[1] ** -0.5
-                scaled = name.endswith(("o_proj.weight", "down_proj.weight"))
-                parameter.normal_(0.0, std / depth if scaled else std, generator=generator)
-            else:
-                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    depth = (2 * config.num_layers) ** 0.5
+    for name, parameter in build(config, "meta").named_parameters():
+        values = torch.empty(parameter.shape, device=device)
+        if name == "model.embed_tokens.tokens.weight":
+            values.normal_(0.0, table_std, generator=generator)
+        elif values.dim() == 2:
+            std: float = values.shape[1] ** -0.5
+            scaled = name.endswith(("o_proj.weight", "down_proj.weight"))
+            values.normal_(0.0, std / depth if scaled else std, generator=generator)
+        else:
+            values.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        yield name, values
+
+
+@torch.no_grad()
+def initialize(model: Yalm, seed: int, table_std: float = 0.02) -> Yalm:
+    """Give a whole model its `initial_weights`, in place."""
+    parameters = dict(model.named_parameters())
+    for name, values in initial_weights(model.config, seed, next(model.parameters()).device, table_std):
+        parameters[name].copy_(values)
     return model
 
 

@@ -39,10 +39,11 @@ from torch.distributed.tensor import DTensor
 
 from yalm.atomic import atomic_folder
 from yalm.errors import YalmError
-from yalm.model.folder import load_weights, read_config, shards, write_description
+from yalm.model.folder import ModelFolder, shards, write_description
 from yalm.model.network import ModelConfig, Yalm
 from yalm.model.shards import write_shard
 from yalm.training.parallel import World
+from yalm.training.weights import read_weights
 
 STATE_FOLDER = "training_state"
 PROGRESS_FILE = "progress.json"
@@ -120,7 +121,7 @@ class Checkpoints:
         if path.exists():
             return path
         files = self._gather(model)
-        moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer)["state"]
+        moments: Any = get_optimizer_state_dict(model, optimizer)["state"]
         # Without the groups, which the settings say again, and which are others on each stage of a pipeline.
         state = {
             "state": {
@@ -228,13 +229,15 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def restore_model(model: Yalm, checkpoint: Path) -> None:
-    """Load the weights of `checkpoint` into a plain model, before it is parallelized; every rank reads them all."""
-    config = read_config(checkpoint)
-    if config != model.config:
+    """Load into a parallelized model the weights of `checkpoint`; a rank reads what it holds and no more."""
+    source = ModelFolder(checkpoint)
+    if source.config != model.config:
         raise YalmError(
             f"{checkpoint}: its model has other sizes than these settings; choose another output or --fresh"
         )
-    load_weights(checkpoint, dict(model.state_dict()))
+    if source.quantization is not None:
+        raise YalmError(f"{checkpoint}: is quantized and cannot be trained; choose another output or --fresh")
+    read_weights(model, source)
 
 
 def restore_optimizer(model: Yalm, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from yalm.errors import YalmError
 from yalm.model.costs import training_flops
-from yalm.model.network import build, initialize
+from yalm.model.network import build
 from yalm.tokens.batches import Batches
 from yalm.training.checkpoint import Checkpoints, Progress, read_progress, restore_model, restore_optimizer
 from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
@@ -30,6 +30,7 @@ from yalm.training.precision import LossScale, clip_gradients, keep_weights, war
 from yalm.training.run import CHECKPOINTS_FOLDER, StopSignal, open_run
 from yalm.training.settings import TrainSettings
 from yalm.training.validation import ValidationPart, batch_loss, validate
+from yalm.training.weights import draw_weights, materialize
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,14 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
         latest = checkpoints.latest()
         progress = read_progress(latest) if latest else Progress()
 
-        model = build(config, world.device)
+        model = build(config, "meta")
+        keep_weights(model, settings.optimizer.weights)
+        parallelize(model, world, settings.compute)
+        materialize(model, world.device, settings.compute.offload)
         if latest:
             restore_model(model, latest)
         else:
-            initialize(model, settings.seed)
-        keep_weights(model, settings.optimizer.weights)
-        parallelize(model, world, settings.compute)
+            draw_weights(model, settings.seed, world.device)
         optimizer = make_optimizer(model, settings.optimizer, settings.seed)
         if latest:
             restore_optimizer(model, optimizer, latest)

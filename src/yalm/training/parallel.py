@@ -24,7 +24,7 @@ bytes in numbers.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -155,11 +155,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply precision, division, recomputation, compilation and sharding to the modules, in place; oneDNN on CPUs."""
+    """Apply precision, division, recomputation, compilation and sharding to the modules, in place; oneDNN on CPUs.
+
+    A model too large for one rank comes on "meta", and gets its memory after (`weights.materialize`).
+    """
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
     half = HALF.get(settings.precision)
     apply_precision(model, settings.precision, world.device)
-    if half is None and not compiled:
+    if half is None and not compiled and world.device.type == "cpu":
         onednn_linears(model)
     if world.link:
         cut(model, world.link, half or torch.float32, world.tensor)
@@ -200,8 +203,13 @@ def _recompute(layer: nn.Module, settings: ComputeSettings) -> None:
     """Let the layer keep its input alone, or that and `KEPT`, and compute its insides again in the backward pass."""
     contexts = partial(create_selective_checkpoint_contexts, _keep)
     options: dict[str, Any] = {"context_fn": contexts} if settings.recompute == "selective" else {}
-    # Nothing in a layer is random, so no generator's state is put away.
-    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **options)
+    layer.forward = partial(_checkpointed, layer.forward, options)
+
+
+def _checkpointed(forward: Callable[..., Any], options: dict[str, Any], *arguments: Any) -> Any:
+    # A function of ours: the compiler sees `checkpoint` called and compiles into it, where it would skip torch's own
+    # code. Nothing in a layer is random, so no generator's state is put away.
+    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 # What costs most to compute and least to keep: matrix products and attention, on CPUs and GPUs. Not attention's inner

@@ -54,7 +54,7 @@ class Link:
         self.stage, self.count = mesh.get_local_rank("pipeline"), mesh.size(0)
         self.group = mesh.get_group("pipeline")
         columns = mesh.mesh.flatten(1).T.tolist()
-        self.ways = {step: dist.new_subgroups_by_enumeration(columns)[0] for step in (1, -1)}
+        self.ways = {step: dist.new_subgroups_by_enumeration(columns)[0] for step in (1, -1)}  # type: ignore[no-untyped-call]
         self._sending: dict[int, tuple[dist.Work | None, Tensor]] = {}
 
     def send(self, x: Tensor, step: int) -> None:

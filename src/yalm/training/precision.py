@@ -8,7 +8,7 @@
 
 Whatever it is, these stay fp32, for rounding would be added up in them or would decide over small differences:
 
-    LayerNorm            statistics, gain and shift (`_norm`); the saved mean and deviation too
+    LayerNorm            statistics, gain and shift (`Fp32LayerNorm`); the saved mean and deviation too
     attention            the softmax and its log-sum, inside PyTorch's fused operation; only q, k, v and output are half
     rotary               angles, cosines and sines (`network.Rotary`); they are rounded when they multiply
     cross entropy        log-softmax, probabilities, losses and the sums over chunks (`ops.cross_entropy`)
@@ -20,7 +20,6 @@ The price of half types on a GPU without compilation: a LayerNorm reads and writ
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -57,13 +56,19 @@ def apply_precision(model: Yalm, precision: Precision, device: torch.device) -> 
     if precision in HALF:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
-                module.forward = partial(_norm, module)  # type: ignore[method-assign]
+                module.__class__ = Fp32LayerNorm
 
 
-def _norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
-    """LayerNorm in fp32, result in the type of x. On CPUs torch would save half-precision statistics for backward."""
-    weight, bias = module.weight.float(), module.bias.float()
-    return F.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps).to(x.dtype)
+class Fp32LayerNorm(nn.LayerNorm):
+    """LayerNorm in fp32, result in the type of x. On CPUs torch would save half-precision statistics for backward.
+
+    A class, and no function put on each module: the compiler would compile every layer for its own functions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, H) to (…, H)."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 def float8_linears(model: Yalm, emulate: bool = False) -> None:

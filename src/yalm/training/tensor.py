@@ -57,7 +57,8 @@ def divide(model: Yalm, mesh: DeviceMesh) -> None:
         for name, dim in SPLIT_DIMS.items():
             if dim == 1:
                 module = layer.get_submodule(name)
-                module.forward = partial(_sum_products, module, group)
+                assert isinstance(module, nn.Linear)
+                module.forward = partial(_sum_products, module, group)  # type: ignore[method-assign]
         for name in ("self_attn", "mlp"):
             layer.get_submodule(name).register_forward_pre_hook(
                 lambda _, inputs: (gather(inputs[0], group), *inputs[1:])
@@ -102,22 +103,22 @@ def _with_local_parameters(module: nn.Module, owners: Iterable[nn.Module]) -> No
     forward = module.forward
 
     def local_forward(*inputs: Any, **named: Any) -> Any:
-        distributed = [dict(owner._parameters) for owner in owners]
-        local: dict[nn.Parameter, Tensor] = {}
+        distributed: list[dict[str, Any]] = [dict(owner._parameters) for owner in owners]
+        local: dict[DTensor, Any] = {}
         for owner, parameters in zip(owners, distributed, strict=True):
             for name, parameter in parameters.items():
                 if isinstance(parameter, DTensor):
                     if parameter not in local:
                         partial_sum = isinstance(parameter.placements[0], Replicate)
                         local[parameter] = parameter.to_local(grad_placements=[Partial()] if partial_sum else None)
-                    owner._parameters[name] = local[parameter]  # type: ignore[assignment]
+                    owner._parameters[name] = local[parameter]
         try:
             return forward(*inputs, **named)
         finally:
             for owner, parameters in zip(owners, distributed, strict=True):
                 owner._parameters.update(parameters)
 
-    module.forward = local_forward  # type: ignore[method-assign]
+    module.forward = local_forward
 
 
 def _look_up(module: nn.Embedding, first_word: int, group: dist.ProcessGroup, ids: Tensor) -> Tensor:
@@ -153,7 +154,9 @@ def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _scattered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    parts = x.unflatten(SEQUENCE, (dist.get_world_size(group), -1)).movedim(SEQUENCE, 0).contiguous()
+    batch, length, *features = x.shape
+    ranks = dist.get_world_size(group)
+    parts = x.reshape(batch, ranks, length // ranks, *features).movedim(SEQUENCE, 0).contiguous()
     summed = torch.empty_like(parts[0])
     dist.reduce_scatter_single(summed, parts.flatten(0, 1), group=group)
     return summed

@@ -59,9 +59,9 @@ class _Linear(torch.autograd.Function):
 
 
 def onednn_linears(model: nn.Module) -> None:
-    """Let oneDNN compute the fp32 linear layers (with bias) of a model on a CPU, in place; elsewhere do nothing."""
+    """Let oneDNN compute the linear layers (with bias) of a model that is fp32 on a CPU, or will be; in place."""
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None and has_onednn(module.weight):
+        if isinstance(module, nn.Linear) and module.bias is not None:
             module.forward = partial(_forward, module)  # type: ignore[method-assign]
 
 
