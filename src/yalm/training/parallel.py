@@ -40,6 +40,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
+from yalm.model.ops.fuse import fuse
 from yalm.model.ops.linear import onednn_linears
 from yalm.training.precision import HALF, apply_precision
 from yalm.training.settings import ComputeSettings
@@ -123,12 +124,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
+    """Apply recomputation, compilation or fused kernels, precision and sharding in place, and oneDNN on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
     half = HALF.get(settings.precision)
     apply_precision(model, settings.precision, world.device)
     if half is None and not compiled:
         onednn_linears(model)
+    if settings.fused and world.device.type == "cuda" and not compiled:
+        fuse(model)
     for layer in model.model.layers:
         if settings.recompute != "none":
             _recompute(layer, settings)

@@ -5,10 +5,14 @@ numbers each, twice over. Here they are made for a chunk of rows at a time, and 
 once, in the forward pass, while its logits are still in cache; only the gradients of the three inputs stay. Nothing
 is recomputed: the matrix work is that of the plain formula (one product forward, two backward).
 
+On GPUs a Triton kernel turns a chunk's logits into their gradient where they lie (`softmax_loss`); elsewhere, and
+without Triton, PyTorch's operations go through fp32 copies.
+
 The price: the gradient of the table (V·E, fp32) is alive from the forward pass on, and the loss can be
 differentiated once.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -32,8 +36,8 @@ def linear_cross_entropy(
     in fp32 nats, differentiable in hidden, weight and bias, and the unweighted losses (N) in fp32, which are not.
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
-    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes, plus, where gradients are wanted, the three gradients (N·E in hidden's
-    type, V·E and V in fp32).
+    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes (with the kernel one copy in hidden's type), plus, where gradients are
+    wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
     """
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
@@ -42,7 +46,7 @@ def linear_cross_entropy(
         return loss, losses
     losses = torch.cat(
         [
-            F.cross_entropy(product(hidden[rows], weight, bias).float(), targets[rows], reduction="none")
+            _losses_and_gradient(product(hidden[rows], weight, bias), targets[rows], None)[0]
             for rows in _chunks(hidden, weight)
         ]
     )
@@ -61,14 +65,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
         losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for rows in _chunks(hidden, weight):
-            log_probabilities = F.log_softmax(product(hidden[rows], weight, bias).float(), dim=-1)
-            target = targets[rows, None]
-            losses[rows] = -log_probabilities.gather(1, target).squeeze(1)
-            # d loss / d logits = weights · (softmax - one-hot of the target)
-            grad_logits = log_probabilities.exp_()
-            grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
-            grad_logits *= weights[rows, None]
-            grad_bias += grad_logits.sum(0)
+            logits = product(hidden[rows], weight, bias)
+            losses[rows], grad_logits = _losses_and_gradient(logits, targets[rows], weights[rows])
+            grad_bias += grad_logits.sum(0, dtype=torch.float32)
             typed = grad_logits.to(weight.dtype)
             grad_hidden[rows] = product(typed, weight.T)
             grad_weight += product(typed.T, hidden[rows].T)
@@ -82,6 +81,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = grad_loss.to(grad_hidden.dtype)
         return grad_hidden * scale, grad_weight * scale, grad_bias * scale, None, None
+
+
+def _losses_and_gradient(logits: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Losses (rows) of logits (rows, V), and with `weights` (rows) the logits' gradient; uses the logits up."""
+    if has_kernel(logits):
+        from yalm.model.ops.softmax_loss import softmax_losses_
+
+        return softmax_losses_(logits, targets, weights), logits
+    if weights is None:
+        return F.cross_entropy(logits.float(), targets, reduction="none"), logits
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    target = targets[:, None]
+    losses = -log_probabilities.gather(1, target).squeeze(1)
+    # d loss / d logits = weights · (softmax - one-hot of the target)
+    gradient = log_probabilities.exp_()
+    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+    return losses, gradient.mul_(weights[:, None])
+
+
+def has_kernel(logits: Tensor) -> bool:
+    """Whether the Triton kernel takes these logits."""
+    return logits.is_cuda and find_spec("triton") is not None
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
