@@ -1,15 +1,21 @@
 """Data parallelism: however the model is divided it learns the same, in the bytes of the formula, gathering ahead."""
 
 import itertools
+from dataclasses import replace
+from typing import Literal
 
 import pytest
+import torch
 
 from ranks import run_ranks
 from sharding import CONFIG, LENGTH, SEQUENCES, count_bytes, count_collectives, record_gathers, train_each
 from support import MakeSettings, losses
 from yalm.errors import YalmError
 from yalm.model.costs import training_bytes
+from yalm.model.network import Yalm, build
+from yalm.training import parallel
 from yalm.training.loop import train
+from yalm.training.parallel import join_world, parallelize
 from yalm.training.settings import ComputeSettings
 
 STEPS = ("schedule.tokens=9600", "validation.every_steps=1000", "checkpoint.every_steps=1000")  # 50 of them
@@ -111,3 +117,26 @@ def test_impossible_divisions_are_one_line(make_settings: MakeSettings) -> None:
         make_settings("compute.zero=0", "compute.replicate=2")
     with pytest.raises(YalmError, match="replicate 3 must divide the 1 ranks"):
         train(make_settings("compute.replicate=3"))
+
+
+@pytest.mark.parametrize(
+    ("device", "compile", "fused", "expected"),
+    [
+        ("cuda", "off", True, True),
+        ("cuda", "off", False, False),
+        ("cuda", "on", True, False),
+        ("cuda", "auto", True, False),
+        ("cpu", "auto", True, False),
+    ],
+)
+def test_what_is_fused(
+    device: str, compile: Literal["auto", "on", "off"], fused: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[Yalm] = []
+    monkeypatch.setattr(parallel, "fuse", models.append)
+    monkeypatch.setattr(parallel, "apply_precision", lambda *_: None)  # asks the GPU what it can
+    model = build(CONFIG, "meta")
+    with join_world(ComputeSettings(device="cpu")) as world:
+        there = replace(world, device=torch.device(device))
+        parallelize(model, there, ComputeSettings(compile=compile, fused=fused))
+    assert (models == [model]) == expected

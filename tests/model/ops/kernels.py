@@ -1,10 +1,11 @@
 """Our Triton kernels against PyTorch's operations in fp64, forward and backward, over random shapes.
 
-Run by `tests/model/test_fused.py` in a process whose Triton interprets kernels, or by hand on a GPU:
+Run by `test_interpreted.py` in a process whose Triton interprets kernels, or by hand on a GPU:
 `pytest -n 0 tests/model/ops/kernels.py`. A kernel computes in fp32 whatever the type of its tensors, so what it returns
 may be off by one rounding to that type, and by fp32's own error in sums.
 """
 
+import sys
 from typing import Literal
 
 import pytest
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 import triton
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from yalm.model.network import DocumentAttention, ModelConfig, Rotary, Yalm, build, initialize
+from yalm.errors import YalmError
+from yalm.model.network import DocumentAttention, ModelConfig, Rotary, Yalm, build, causal_attention, initialize
 from yalm.model.ops import cross_entropy
 from yalm.model.ops.cross_entropy import linear_cross_entropy
 from yalm.model.ops.fuse import fuse
@@ -192,7 +194,7 @@ def test_loss_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
 
 
-def learn(model: Yalm, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def learn(model: Yalm) -> dict[str, Tensor]:
     """The loss and all gradients of a network on made-up texts whose documents do not see each other."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(CONFIG.vocab_size, (2, 18), generator=generator).to(DEVICE)
@@ -220,3 +222,57 @@ def test_a_fused_network_learns_the_same(recompute: Literal["none", "selective",
     assert plain.keys() == fused.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(fused[name], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fused_network_learns_the_same_in_shards_and_bf16() -> None:
+    with join_world(ComputeSettings(device=DEVICE)) as world:
+        settings = ComputeSettings(device=DEVICE, precision="bf16", recompute="full", compile="off", fused=False)
+        plain, model = learn(parallelize(network(), world, settings)), parallelize(network(), world, settings)
+        fuse(model)
+        fused = learn(model)
+    assert fused["loss"].item() == pytest.approx(plain["loss"].item(), rel=0.01)
+    for name, gradient in plain.items():
+        assert (fused[name] - gradient).norm() <= 0.05 * gradient.norm(), name
+
+
+def test_linears_of_others_keep_their_layer_plain() -> None:
+    class Float8Linear(nn.Linear):
+        pass
+
+    plain, model = learn(network()), network()
+    model.model.layers[1].mlp.up_proj.__class__ = Float8Linear
+    fuse(model)
+    assert ["forward" in vars(layer) for layer in model.model.layers] == [True, False]
+    for name, gradient in learn(model).items():
+        torch.testing.assert_close(plain[name], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_without_triton_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yalm.model.ops.layer_norm", None)
+    with pytest.raises(YalmError, match="pip install triton"):
+        fuse(network())
+
+
+def kept(model: Yalm, tokens: int) -> int:
+    """Bytes that the second layer keeps for its backward pass, beside weights and angles."""
+    rotary = Rotary(torch.arange(tokens, device=DEVICE), CONFIG, torch.float32)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), rotary.cos, rotary.sin)}
+    storages = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    (x,) = draw(0, torch.float32, (1, tokens, CONFIG.hidden_size))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model.model.layers[1](x, rotary, causal_attention)
+    assert output.requires_grad
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in known)
+
+
+def test_a_fused_layer_keeps_less() -> None:
+    plain, model = network(), network()
+    fuse(model)
+    tokens = 64
+    saved = 4 * tokens * (2 * CONFIG.hidden_size + CONFIG.intermediate_size)
+    assert kept(plain, tokens) - kept(model, tokens) == saved

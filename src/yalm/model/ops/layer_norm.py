@@ -123,7 +123,7 @@ def layer_norm_backward(
         below = row < height
         inside = below[:, None] & exists[None, :]
         at = row[:, None] * width + column[None, :]
-        # What does not exist is 0, and so is all that is made of it.
+        # A row that does not exist adds 0; a column that does not is stored nowhere.
         mean = tl.load(means + row, mask=below, other=0.0)[:, None]
         inverse = tl.load(inverses + row, mask=below, other=0.0)[:, None]
         level = tl.load(slopes + 2 * row, mask=below, other=0.0)[:, None]
