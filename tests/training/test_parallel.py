@@ -1,8 +1,11 @@
 """Data parallelism: however the model is divided it learns the same, in the bytes of the formula, gathering ahead."""
 
 import itertools
+from dataclasses import replace
+from typing import Literal
 
 import pytest
+import torch
 
 from ranks import run_ranks
 from sharding import (
@@ -18,7 +21,10 @@ from sharding import (
 from support import MakeSettings, losses, validations
 from yalm.errors import YalmError
 from yalm.model.costs import training_bytes
+from yalm.model.network import Yalm, build
+from yalm.training import parallel
 from yalm.training.loop import train
+from yalm.training.parallel import join_world, parallelize
 from yalm.training.settings import ComputeSettings
 
 STEPS = ("schedule.tokens=9600", "validation.every_steps=1000", "checkpoint.every_steps=1000")  # 50 of them
@@ -141,3 +147,26 @@ def test_impossible_divisions_are_one_line(make_settings: MakeSettings) -> None:
         assert error == "compute.tensor 4 does not divide the model's num_heads 2; choose a divisor"
     for error in run_ranks(4, impossible_divisions, make_settings("compute.pipeline=4", "model.num_layers=2")):
         assert error == "pipeline=4: the model has only 2 layers; choose at most 2 stages"
+
+
+@pytest.mark.parametrize(
+    ("device", "compile", "fused", "expected"),
+    [
+        ("cuda", "off", True, True),
+        ("cuda", "off", False, False),
+        ("cuda", "on", True, False),
+        ("cuda", "auto", True, False),
+        ("cpu", "auto", True, False),
+    ],
+)
+def test_what_is_fused(
+    device: str, compile: Literal["auto", "on", "off"], fused: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[Yalm] = []
+    monkeypatch.setattr(parallel, "fuse", models.append)
+    monkeypatch.setattr(parallel, "apply_precision", lambda *_: None)  # asks the GPU what it can
+    model = build(CONFIG, "meta")
+    with join_world(ComputeSettings(device="cpu")) as world:
+        there = replace(world, device=torch.device(device))
+        parallelize(model, there, ComputeSettings(compile=compile, fused=fused))
+    assert (models == [model]) == expected

@@ -39,6 +39,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
+from yalm.model.ops.fuse import fuse
 from yalm.model.ops.linear import onednn_linears
 from yalm.training.pipeline import Link, Pass, cut, order
 from yalm.training.precision import HALF, apply_precision
@@ -155,7 +156,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply precision, division, recomputation, compilation and sharding to the modules, in place; oneDNN on CPUs.
+    """Apply precision, division, fused kernels or compilation, recomputation and sharding in place; oneDNN on CPUs.
 
     A model too large for one rank comes on "meta", and gets its memory after (`weights.materialize`).
     """
@@ -168,6 +169,9 @@ def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
         cut(model, world.link, half or torch.float32, world.tensor)
     if world.tensor > 1:
         divide(model, world.mesh["tensor"])
+    # A fused layer does not call the modules between which tensor-parallel ranks exchange.
+    if settings.fused and world.device.type == "cuda" and not compiled and world.tensor == 1:
+        fuse(model)
     for layer in model.model.layers:
         if settings.recompute != "none":
             _recompute(layer, settings)

@@ -15,7 +15,7 @@ Whatever it is, these stay fp32, for rounding would be added up in them or would
     gradients            their sum over ranks (FSDP2's reduce_dtype) and their norm (`clip_gradients`)
     weights, optimizer   fp32 masters and moments; with `optimizer.weights = "bf16"` the moments alone
 
-The price of half types on a GPU without compilation: a LayerNorm reads and writes a few copies more.
+The price of half types where layers are neither compiled nor fused: a LayerNorm reads and writes a few copies more.
 """
 
 import math

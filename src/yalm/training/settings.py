@@ -107,6 +107,8 @@ class ComputeSettings(Settings):
     more work; `selective` also the results of matrix products and attention, for hardly any."""
     compile: Literal["auto", "on", "off"] = "auto"
     """`auto` compiles each layer on GPUs; on CPUs it costs half a minute and gains nothing."""
+    fused: bool = True
+    """On GPUs, compute layers that are not compiled by Triton kernels of ours (docs/fused-operations.md)."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 takes PyTorch's choice."""
 

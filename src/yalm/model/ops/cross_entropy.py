@@ -5,11 +5,15 @@ numbers each, twice over. Here they are made for a chunk of rows at a time, and 
 once, in the forward pass, while its logits are still in cache; only the gradients of the three inputs stay. Nothing
 is recomputed: the matrix work is that of the plain formula (one product forward, two backward).
 
+On GPUs a Triton kernel turns a chunk's logits into their gradient where they lie (`softmax_loss`); elsewhere, and
+without Triton, PyTorch's operations go through fp32 copies.
+
 The price: the gradient of the table (V·E, fp32) is alive from the forward pass on, and the loss can be
 differentiated once.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -64,8 +68,8 @@ def linear_cross_entropy(
     of the group (Shoeybi et al. 2019, arXiv 1909.08053, section 3); the gradient of hidden is this process's summand.
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
-    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes, plus, where gradients are wanted, the three gradients (N·E in hidden's
-    type, V·E and V in fp32).
+    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes (with the kernel one copy in hidden's type), plus, where gradients are
+    wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
     """
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
@@ -74,29 +78,11 @@ def linear_cross_entropy(
         return loss, losses
     losses = torch.cat(
         [
-            _losses(product(hidden[rows], weight, bias).float(), targets[rows], shard)[0]
+            _losses_and_gradient(product(hidden[rows], weight, bias), targets[rows], None, shard)[0]
             for rows in _chunks(hidden, weight)
         ]
     )
     return (losses * weights).sum(), losses
-
-
-def _losses(
-    logits: Tensor, targets: Tensor, shard: VocabularyShard | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Losses (N) of fp32 logits (N, V), their log-probabilities, and the targets' columns (N, 1).
-
-    Of a shard's logits also which columns are the target's: it is on one process.
-    """
-    if shard is None:
-        log_probabilities = F.log_softmax(logits, dim=-1)
-        target = targets[:, None]
-        return -log_probabilities.gather(1, target).squeeze(1), log_probabilities, target, None
-    log_probabilities = shard.log_softmax(logits)
-    places, here = shard.find(targets[:, None], logits.shape[1])
-    losses = -(log_probabilities.gather(1, places) * here).squeeze(1)
-    dist.all_reduce(losses, group=shard.group)
-    return losses, log_probabilities, places, here
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -117,14 +103,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
         losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for rows in _chunks(hidden, weight):
-            logits = product(hidden[rows], weight, bias).float()
-            losses[rows], log_probabilities, target, here = _losses(logits, targets[rows], shard)
-            # d loss / d logits = weights · (softmax - one-hot of the target)
-            grad_logits = log_probabilities.exp_()
-            ones = grad_logits.new_ones(target.shape) if here is None else here.to(grad_logits.dtype)
-            grad_logits.scatter_add_(1, target, -ones)
-            grad_logits *= weights[rows, None]
-            grad_bias += grad_logits.sum(0)
+            logits = product(hidden[rows], weight, bias)
+            losses[rows], grad_logits = _losses_and_gradient(logits, targets[rows], weights[rows], shard)
+            grad_bias += grad_logits.sum(0, dtype=torch.float32)
             typed = grad_logits.to(weight.dtype)
             grad_hidden[rows] = product(typed, weight.T)
             grad_weight += product(typed.T, hidden[rows].T)
@@ -138,6 +119,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = grad_loss.to(grad_hidden.dtype)
         return grad_hidden * scale, grad_weight * scale, grad_bias * scale, None, None, None
+
+
+def _losses_and_gradient(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, shard: VocabularyShard | None
+) -> tuple[Tensor, Tensor]:
+    """Losses (rows) of logits (rows, V), and with `weights` (rows) the logits' gradient; uses the logits up."""
+    if shard is None and has_kernel(logits):
+        from yalm.model.ops.softmax_loss import softmax_losses_
+
+        return softmax_losses_(logits, targets, weights), logits
+    places = targets[:, None]
+    if shard is None:
+        log_probabilities, here = F.log_softmax(logits.float(), dim=-1), None
+        losses = -log_probabilities.gather(1, places).squeeze(1)
+    else:
+        log_probabilities = shard.log_softmax(logits.float())
+        places, here = shard.find(places, logits.shape[1])
+        losses = -(log_probabilities.gather(1, places) * here).squeeze(1)
+        dist.all_reduce(losses, group=shard.group)
+    if weights is None:
+        return losses, logits
+    # d loss / d logits = weights · (softmax - one-hot of the target)
+    gradient = log_probabilities.exp_()
+    ones = gradient.new_ones(places.shape) if here is None else here.to(gradient.dtype)
+    gradient.scatter_add_(1, places, -ones)
+    return losses, gradient.mul_(weights[:, None])
+
+
+def has_kernel(logits: Tensor) -> bool:
+    """Whether the Triton kernel takes these logits."""
+    return logits.is_cuda and find_spec("triton") is not None
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
