@@ -4,7 +4,7 @@
 
 Each operation of `docs/fused-operations.md` as PyTorch writes it, forward and backward together, in fp32: as it is
 (eager), scripted, and compiled. The ways take turns, and each has the best of some calls. Compiling is timed apart: the
-first call of an operation, forward and backward, less the best.
+first call of an operation, forward and backward, less the best; the compiler's cache makes it short in later runs.
 """
 
 import argparse
