@@ -108,9 +108,11 @@ def _mesh(settings: ComputeSettings, device: torch.device, size: int) -> DeviceM
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is this process's GPU if there is one, else the CPU."""
+    """The device of that name; "cuda" is this process's GPU, "auto" that if there is one, else the CPU."""
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
