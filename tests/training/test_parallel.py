@@ -8,7 +8,7 @@ from ranks import run_ranks
 from sharding import CONFIG, LENGTH, SEQUENCES, count_bytes, count_collectives, record_gathers, train_each
 from support import MakeSettings, losses
 from yalm.errors import YalmError
-from yalm.model.costs import training_bytes
+from yalm.planning.memory import Layout, bytes_per_rank
 from yalm.training.loop import train
 from yalm.training.settings import ComputeSettings
 
@@ -60,17 +60,19 @@ def test_bytes_are_those_of_the_formula(ranks: int) -> None:
     cases += [(ComputeSettings(device="cpu", threads=1, prefetch=prefetch), 1) for prefetch in (0, 2)]
     for measured in run_ranks(ranks, count_bytes, cases):
         for (settings, micro_batches), found in zip(cases, measured, strict=True):
-            expected = training_bytes(
-                CONFIG,
-                SEQUENCES,
-                LENGTH,
+            layout = Layout(
+                data=ranks,
                 zero=settings.zero,
-                shards=ranks,
-                micro_batches=micro_batches,
+                sequence=LENGTH,
+                micro_batch=SEQUENCES,
+                accumulation=micro_batches,
                 prefetch=settings.prefetch,
                 recompute=settings.recompute,
+                precision="fp32",
             )
-            assert found | {"total": sum(found.values())} == pytest.approx(expected, rel=0.05), settings
+            expected = bytes_per_rank(CONFIG, layout)
+            expected["parameters"] += expected["gathered"]
+            assert found == pytest.approx({kind: expected[kind] for kind in found}, rel=0.05), settings
 
 
 def test_no_stage_communicates_needlessly() -> None:

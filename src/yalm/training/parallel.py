@@ -19,8 +19,8 @@ over N ranks, fp32 masters, weights gathered in a type of c bytes, and M micro-b
 The paper's stages 1 and 2 gather after the optimizer's step; here it is the next forward pass that gathers, where it
 hides behind computing. With `compute.replicate` = R, N is the ranks of one of R equal groups: shards are gathered and
 reduced inside a group, and once a step the groups sum their shards, 4·P/N bytes (hybrid sharding; Zhao et al. 2023,
-arXiv 2304.11277, section 3.2.2). Stage 0 is that with groups of one rank. `yalm.model.costs.training_bytes` has the
-bytes in numbers.
+arXiv 2304.11277, section 3.2.2). Stage 0 is that with groups of one rank. `yalm.planning.memory` has the bytes in
+numbers.
 """
 
 import os
