@@ -377,7 +377,7 @@ def main() -> None:
     if options.worker:
         return worker(options.worker, options.size, options.folder, options.threads)
     if options.quick:
-        options.sizes, options.repetitions, options.new, options.prompt = ["tiny"], 2, 4, 16
+        options.sizes, options.repetitions, options.new, options.prompt = ["tiny"], 2, 64, 16
     for size in options.sizes:
         if options.profile:
             profile(size, options)

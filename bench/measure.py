@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,25 @@ def best(work: Callable[[], object], repetitions: int) -> Spent:
     return Spent(min(run.wall for run in runs), min(run.cpu for run in runs))
 
 
+def device_seconds(work: Callable[[], object], device: torch.device, repetitions: int) -> list[float]:
+    """Seconds of each of some calls by the device's own clock, after one to warm up.
+
+    On a GPU the calls are queued one after another and their ends are marked in its stream, so that what the host does
+    in between counts only where the GPU waits for it; elsewhere it is wall time.
+    """
+    work()
+    if device.type != "cuda":
+        return [spent(work).wall for _ in range(repetitions)]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
+    torch.cuda.synchronize(device)
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize(device)
+    return [first.elapsed_time(second) / 1e3 for first, second in pairwise(marks)]
+
+
 class Peak(NamedTuple):
     """FLOP/s of fp32 matrix products, by wall time and by CPU time."""
 
@@ -54,6 +74,42 @@ def matmul_peaks(repetitions: int = 3, size: int = 1536) -> dict[str, Peak]:
     flops = 2 * size**3
     times = {name: best(product, repetitions) for name, product in products.items()}
     return {name: Peak(flops / seconds.wall, flops / seconds.cpu) for name, seconds in times.items()}
+
+
+def device_peaks(device: torch.device, size: int) -> dict[str, float]:
+    """FLOP/s of square matrix products on the device by type, the best of thirty; a type that it lacks is left out."""
+    peaks = {}
+    for name, product in _products(device, size).items():
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        try:
+            peaks[name] = 2 * size**3 / min(device_seconds(product, device, 30))
+        except (RuntimeError, NotImplementedError):
+            continue
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    return peaks
+
+
+def _products(device: torch.device, size: int) -> dict[str, Callable[[], object]]:
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=generator) for _ in range(2))
+    half_a, half_b = a.bfloat16(), b.bfloat16()
+    products: dict[str, Callable[[], object]] = {"fp32": lambda: a @ b, "bf16": lambda: half_a @ half_b}
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        products["tf32"] = lambda: a @ b
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+        small_a, small_b, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t(), torch.ones((), device=device)
+        products["fp8"] = lambda: torch._scaled_mm(
+            small_a, small_b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+    return products
+
+
+def copy_bandwidth(device: torch.device, size: int) -> float:
+    """Bytes/s read and written together while `size` bytes are copied within the device's memory, the best of ten."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / min(device_seconds(lambda: target.copy_(source), device, 10))
 
 
 def gemv_bandwidth(rows: int = 27_308, columns: int = 2_560, repetitions: int = 20) -> float:
@@ -80,7 +136,8 @@ def machine() -> dict[str, Any]:
         lines = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
         fields = {key.strip(): value.strip() for key, value in lines.items()}
         cpu = f"{fields.get('model name', cpu)}, family {fields.get('cpu family', '?')}"
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": cpu, **gpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], file: Path | None = None, **facts: Any) -> None:

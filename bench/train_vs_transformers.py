@@ -10,98 +10,39 @@ vocab128k  A vocabulary of 128,000, the same layers, ours with a narrow embeddin
            that the FLOPs predict. Each run has a process of its own.
 profile    Where the CPU time of our step goes, by operation.
 
-Both sides go through the same step (`Contender.step`), made of the pieces of `yalm.training`; transformers brings its
-modules, initialisation, SDPA attention and loss (bench/neox.py). The limits: one seed and one learning rate, chosen for
-ours unless --neox-lr says otherwise; batches are read in the step, not ahead; eager fp32 only.
+Both sides go through the same step (bench/contender.py). The limits: one seed and one learning rate, chosen for ours
+unless --neox-lr says otherwise; batches are read in the step, not ahead; eager fp32 only.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.utils import clip_grad_norm_
 
-from measure import Spent, matmul_peaks, median, ranged, report, spent
-from neox import Neox, NeoxSizes, same_layers, same_parameters
+from contender import Contender, ours, random_batch, theirs
+from measure import matmul_peaks, median, ranged, report, spent
+from neox import NeoxSizes, same_layers, same_parameters
 from yalm.errors import YalmError
-from yalm.model.costs import training_flops
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.network import ModelConfig
 from yalm.model.presets import PRESETS, preset
 from yalm.tokens.batches import Batch, Batches
-from yalm.training.metrics import PHASES, PhaseTimer
-from yalm.training.optimizer import learning_rate, make_optimizer
-from yalm.training.parallel import World, join_world, parallelize
+from yalm.training.metrics import PHASES
+from yalm.training.optimizer import learning_rate
+from yalm.training.parallel import join_world
 from yalm.training.settings import ComputeSettings, OptimizerSettings, TrainSettings
-from yalm.training.validation import ValidationPart, batch_loss, validate
+from yalm.training.validation import ValidationPart, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "25m": PRESETS["25m"],
     "110m": PRESETS["125m"].model_copy(update={"vocab_size": 16_384, "embedding_size": 512, "num_layers": 14}),
 }
-
-
-@dataclass
-class Contender:
-    """A model in training, and what its steps have taken so far."""
-
-    name: str
-    shape: str
-    model: nn.Module
-    settings: OptimizerSettings
-    flops_per_token: float
-    world: World
-    runs: list[Spent] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.optimizer = make_optimizer(self.model, self.settings, seed=0)
-        self.phase = PhaseTimer(self.world.device)
-
-    def step(self, read: Sequence[Callable[[], Batch]], lr: float) -> None:
-        """One optimizer step over micro-batches: the four phases of `yalm.training.loop`."""
-        for read_micro_batch in read:
-            with self.phase("batch"):
-                batch = read_micro_batch()
-            with self.phase("forward"):
-                loss = batch_loss(self.model, batch, self.world, True)  # type: ignore[arg-type]
-            with self.phase("backward"):
-                torch.autograd.backward(loss / (batch.targets.numel() * len(read)))
-        with self.phase("step"):
-            clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-    @property
-    def parameters(self) -> int:
-        """All of them, the tied table counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-
-def ours(config: ModelConfig, length: int, settings: OptimizerSettings, world: World, seed: int = 0) -> Contender:
-    model = parallelize(initialize(build(config, world.device), seed), world, ComputeSettings())
-    c = config
-    shape = f"{c.num_layers} x {c.hidden_size}, feed-forward {c.intermediate_size}, embedding {c.embedding_size}"
-    return Contender("yalm", shape, model, settings, training_flops(config, length), world)
-
-
-def theirs(sizes: NeoxSizes, length: int, settings: OptimizerSettings, world: World, seed: int = 0) -> Contender:
-    shape = f"{sizes.num_layers} x {sizes.hidden_size}, feed-forward {sizes.intermediate_size}, embedding full"
-    return Contender("GPT-NeoX", shape, Neox(sizes, seed), settings, sizes.training_flops(length), world)
-
-
-def random_batch(vocab_size: int, sequences: int, length: int) -> Batch:
-    tokens = torch.randint(vocab_size, (sequences, length + 1), generator=torch.Generator().manual_seed(0))
-    return Batch(tokens, torch.zeros(sequences, length, dtype=torch.int64))
 
 
 def quality(options: argparse.Namespace) -> None:
@@ -131,7 +72,7 @@ def quality(options: argparse.Namespace) -> None:
             ]
 
         if options.minutes:
-            seconds = max(step_seconds(contender, reads(0)) for contender in start())
+            seconds = max(median(contender.step_seconds(reads(0), 4)) for contender in start())
             steps = max(1, int(60 * options.minutes / seconds))
             schedule = settings.schedule.model_copy(
                 update={
@@ -183,11 +124,6 @@ def quality(options: argparse.Namespace) -> None:
     rows = [speed_row(contender, settings.tokens_per_step, peaks, "wall") for contender in contenders]
     report("Validation loss at equal tokens", curve, options.json, **facts)
     report("Speed of the same run", rows, options.json, **facts)
-
-
-def step_seconds(contender: Contender, reads: Sequence[Callable[[], Batch]]) -> float:
-    """Wall seconds of a step, the median of four after one to warm up."""
-    return median([spent(lambda: contender.step(reads, 0.0)).wall for _ in range(5)][1:])
 
 
 def speed_row(contender: Contender, tokens: int, peaks: Sequence[dict[str, float]], clock: str) -> dict[str, Any]:

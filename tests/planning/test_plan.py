@@ -1,6 +1,7 @@
 """The search, the published runs, the dry run and the command."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -13,9 +14,13 @@ from yalm.model.presets import preset
 from yalm.planning.dry_run import dry_run
 from yalm.planning.hardware import gpu
 from yalm.planning.memory import Layout, bytes_per_rank
+from yalm.planning.picture import draw, mesh
 from yalm.planning.published import FITTED, RUNS, error, table
-from yalm.planning.search import USABLE, Question, best, layouts, plan
+from yalm.planning.search import CANDIDATES, USABLE, Question, best, candidates, layouts, plan
+from yalm.planning.settings_file import run_settings
 from yalm.planning.time import step
+from yalm.training.loop import train
+from yalm.training.settings import TrainSettings
 
 YALM = preset("yalm-100b")
 QUESTION = Question(gpus=800, gpu="a100-80gb", tokens=300e9, sequence=1024)
@@ -67,6 +72,18 @@ def test_the_best_layout_fits_and_is_the_fastest_that_does() -> None:
     for other in layouts(YALM, QUESTION):
         if bytes_per_rank(YALM, other)["total"] <= USABLE * device.memory:
             assert other.batch_tokens / step(YALM, other, device).seconds <= speed
+
+
+def test_candidates_begin_with_the_best_and_are_a_mesh_each() -> None:
+    found = candidates(YALM, QUESTION)
+    assert found[0]["layout"] == best(YALM, QUESTION).model_dump()
+    meshes = {tuple(one["layout"][name] for name in ("tensor", "pipeline", "zero")) for one in found}
+    assert len(meshes) == len(found) == CANDIDATES
+    speeds = [one["tokens_per_second"] for one in found if one["fits"]]
+    assert speeds == sorted(speeds, reverse=True)
+    too_large = candidates(YALM, question(tensor=1, pipeline=1))
+    assert next((one["layout"]["zero"], one["fits"]) for one in too_large) == (3, True)
+    assert {one["layout"]["zero"] for one in too_large if not one["fits"]} == {0, 1, 2}
 
 
 def test_what_is_asked_for_is_kept() -> None:
@@ -137,15 +154,61 @@ def test_the_command_answers_in_json() -> None:
     facts = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
     assert facts["days"] == pytest.approx(facts["steps"] * facts["step_seconds"] / 86400, rel=1e-3)
     assert 0.2 < facts["mfu"] < 0.7
-    kinds = {"parameters", "gradients", "optimizer", "gathered", "activations", "loss", "reserved", "total"}
-    assert set(facts["bytes_per_rank"]) == kinds
+    kinds = {"parameters", "gradients", "optimizer", "gathered", "reducing", "activations"}
+    assert set(facts["bytes_per_rank"]) == kinds | {"loss", "reserved", "total"}
     assert sum(facts["step_parts"].values()) == pytest.approx(facts["step_seconds"])
+
+
+def test_the_picture_shows_every_candidate(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    svg, png = tmp_path / "plan.svg", tmp_path / "plan.png"
+    arguments = ["plan", "yalm-100b", "--gpus", "800", "--gpu", "a100-80gb", "--json", "--picture"]
+    facts = json.loads(CliRunner().invoke(app, [*arguments, str(svg)], catch_exceptions=False).stdout)
+    drawn = svg.read_text()
+    for one in facts["candidates"]:
+        assert f"<!-- {mesh(one['layout'])} -->" in drawn
+        assert f"{one['tokens_per_second']:,.0f} tokens/s" in drawn
+    for kind in (*facts["bytes_per_rank"], *facts["step_parts"]):
+        assert (f"<!-- {kind} -->" in drawn) == (kind != "total")
+    CliRunner().invoke(app, [*arguments, str(png)], catch_exceptions=False)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(YalmError, match="must end in"):
+        draw(facts, tmp_path / "plan.gif")
+
+
+def test_the_settings_of_a_plan_train(tmp_path: Path, token_folders: dict[str, Path]) -> None:
+    file = tmp_path / "run.toml"
+    arguments = ["plan", "demo", "--gpus", "1", "--sequence", "24", "--batch", "96", "--tokens", "1e9"]
+    arguments += ["--precision", "fp32", "--json", "--config", str(file)]
+    facts = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    planned = TrainSettings.load(file)
+    assert planned.tokens_per_step == facts["batch_tokens"] == 96
+    assert planned.total_steps == pytest.approx(facts["steps"], rel=1e-3)
+    folders = [{"name": name, "path": str(token_folders[name])} for name in ("first", "second")]
+    parts = "[" + ", ".join(f'{{ name = "{one["name"]}", path = "{one["path"]}" }}' for one in folders) + "]"
+    run = [f"data.parts={parts}", f"output={tmp_path / 'run'}", "schedule.tokens=192", "schedule.warmup_tokens=96"]
+    here = ["compute.device=cpu", "compute.threads=1", "metrics.tensorboard=false"]
+    assert train(TrainSettings.load(file, [*run, *here])).progress.step == 2
+
+
+def test_the_settings_of_a_plan_are_its_layout() -> None:
+    facts = {"model": "yalm-100b", **plan(YALM, question(tensor=4, pipeline=4, recompute="full", sequence=2048))}
+    values, layout = run_settings(facts, YALM), facts["layout"]
+    assert values["compute"]["tensor"] == values["compute"]["pipeline"] == 4
+    assert values["compute"] | {"sequence": 2048} == {name: layout[name] for name in (*values["compute"], "sequence")}
+    sequences = layout["data"] * layout["micro_batch"] * layout["accumulation"]
+    assert values["batch"] == {"sequences": sequences, "micro_sequences": layout["micro_batch"]}
+    assert values["model"] == {"preset": "yalm-100b", "max_positions": 2048}
+    alone = {"model": "yalm-100b", **plan(YALM, question(tensor=1, pipeline=1))}
+    assert not {"tensor", "pipeline"} & set(run_settings(alone, YALM)["compute"])
 
 
 def test_the_command_prints_tables() -> None:
     arguments = ["plan", "25m", "--tensor", "1", "--pipeline", "1", "--zero", "3", "--dry-run"]
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
-    assert all(word in shown for word in ("days", "MFU, predicted", "energy", "pretended ranks", "save every"))
+    assert all(
+        word in shown for word in ("days", "MFU, predicted", "energy", "pretended ranks", "save every", "each mesh")
+    )
     shown = CliRunner().invoke(app, ["plan", "--published"], catch_exceptions=False).stdout
     assert "median error" in shown
 

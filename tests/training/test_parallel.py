@@ -20,8 +20,8 @@ from sharding import (
 )
 from support import MakeSettings, losses, validations
 from yalm.errors import YalmError
-from yalm.model.costs import training_bytes
 from yalm.model.network import Yalm, build
+from yalm.planning.memory import Layout, bytes_per_rank
 from yalm.training import parallel
 from yalm.training.loop import train
 from yalm.training.parallel import join_world, parallelize
@@ -84,17 +84,19 @@ def test_bytes_are_those_of_the_formula(ranks: int) -> None:
     cases += [(ComputeSettings(device="cpu", threads=1, prefetch=prefetch), 1) for prefetch in (0, 2)]
     for measured in run_ranks(ranks, count_bytes, cases):
         for (settings, micro_batches), found in zip(cases, measured, strict=True):
-            expected = training_bytes(
-                CONFIG,
-                SEQUENCES,
-                LENGTH,
+            layout = Layout(
+                data=ranks,
                 zero=settings.zero,
-                shards=ranks,
-                micro_batches=micro_batches,
+                sequence=LENGTH,
+                micro_batch=SEQUENCES,
+                accumulation=micro_batches,
                 prefetch=settings.prefetch,
                 recompute=settings.recompute,
+                precision="fp32",
             )
-            assert found | {"total": sum(found.values())} == pytest.approx(expected, rel=0.05), settings
+            expected = bytes_per_rank(CONFIG, layout)
+            expected["parameters"] += expected["gathered"]
+            assert found == pytest.approx({kind: expected[kind] for kind in found}, rel=0.05), settings
 
 
 def test_no_stage_communicates_needlessly() -> None:

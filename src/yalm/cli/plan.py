@@ -1,5 +1,6 @@
 """`yalm plan`: a training run on paper."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,10 @@ def plan(
     precision: Annotated[str, typer.Option(help="bf16, fp16, tf32 or fp32.")] = "bf16",
     mfu: Annotated[float | None, typer.Option(help="Utilization, 0 to 1, instead of the predicted one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the candidates into this SVG or PNG file.")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="Write the settings of the run for `yalm train` to this TOML file.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Shard the network over pretended ranks.")] = False,
     published: Annotated[bool, typer.Option("--published", help="The formulas against published runs.")] = False,
 ) -> None:
@@ -59,11 +64,20 @@ def plan(
         from yalm.planning.memory import Layout
 
         facts["dry_run"] = sharded(config, Layout.parse(facts["layout"], "layout"))
+    if picture is not None:
+        from yalm.planning.picture import draw
+
+        draw(facts, picture)
+    if config_file is not None:
+        from yalm.planning.settings_file import write_settings
+
+        write_settings(facts, config, config_file)
     print_json(facts) if as_json else _print_plan(facts)
 
 
 def _print_plan(facts: dict[str, Any]) -> None:
     from yalm.cli.output import print_table
+    from yalm.planning.picture import mesh
 
     question, layout, trouble = facts["question"], facts["layout"], facts["reliability"]
     print_table(
@@ -84,6 +98,19 @@ def _print_plan(facts: dict[str, Any]) -> None:
         ),
     )
     print_table("Layout", ("", "value"), ((key, str(value)) for key, value in layout.items()))
+    print_table(
+        "The fastest layout of each mesh (data x tensor x pipeline)",
+        ("layout", "tokens a second", "GB a rank", ""),
+        (
+            (
+                mesh(one["layout"]),
+                f"{one['tokens_per_second']:,.0f}",
+                f"{one['bytes_per_rank']['total'] / 1e9:,.1f}",
+                "" if one["fits"] else "does not fit",
+            )
+            for one in facts["candidates"]
+        ),
+    )
     seconds = sum(facts["step_parts"].values())
     print_table(
         "A step as predicted",

@@ -1,9 +1,10 @@
-"""Bytes that each rank holds, by kind.
+"""Bytes that each rank holds, by kind: the one place for this sum, of counts by `model.costs`.
 
 Weights, gradients and optimizer follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) with what our
 training keeps: fp32 master weights, fp32 sums of gradients, AdamW's two fp32 moments: 16 bytes a parameter, and beside
-them a copy in the type of computation. Activations follow the count of Korthikanti et al. 2022 (arXiv 2205.05198,
-section 4) applied to this network: no dropout, GeGLU, sequence parallelism wherever tensors are split.
+them a copy in the type of computation. Activations are what the network was counted to keep (`costs.saved_bytes`), in
+the terms of Korthikanti et al. 2022 (arXiv 2205.05198, section 4): no dropout, sequence parallelism wherever tensors
+are split. A test holds all of it against training on 2 and 4 ranks, split by ZeRO alone.
 
 The rank described is the fullest: FSDP deals out whole rows, so that of 10,240 rows on 800 ranks some hold 13.
 """
@@ -13,7 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from yalm.config import Settings
-from yalm.model.costs import DTYPE_BYTES, Tensors, shapes
+from yalm.model.costs import DTYPE_BYTES, Tensors, saved_bytes, shapes
 from yalm.model.network import ModelConfig
 
 Recompute = Literal["none", "selective", "full"]
@@ -38,6 +39,8 @@ class Layout(Settings):
     """Sequences that a rank computes at a time."""
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches of a step, one after the other."""
+    prefetch: int = Field(default=1, ge=0)
+    """Layers that are gathered ahead of their use."""
     recompute: Recompute = "none"
     precision: Precision = "bf16"
     flash: bool = True
@@ -101,59 +104,72 @@ def layer_parameters(config: ModelConfig) -> int:
 
 
 def state_bytes(config: ModelConfig, layout: Layout) -> dict[str, int]:
-    """Bytes of what lives from step to step, on the fullest rank: `parameters`, `gradients`, `optimizer`."""
+    """Bytes of what lives from step to step, on the fullest rank: `parameters`, `gradients`, `optimizer`.
+
+    At stage 1 gradients are added up whole where a step has several micro-batches, and else reduced at once.
+    """
     tensors = stage(config, layout.pipeline)
     whole = parameters_of(tensors, layout.tensor, 1)
     sharded = parameters_of(tensors, layout.tensor, layout.data)
     held = sharded if layout.zero >= 1 else whole
+    added_up = whole if layout.zero == 1 and layout.accumulation > 1 else held
     return {
         "parameters": MASTER_BYTES * held,
-        "gradients": GRADIENT_BYTES * (sharded if layout.zero >= 2 else whole),
+        "gradients": GRADIENT_BYTES * added_up,
         "optimizer": MOMENTS_BYTES * held,
     }
 
 
-def activation_bytes_per_token(config: ModelConfig, layout: Layout) -> float:
-    """Bytes that one token leaves in one layer for the backward pass, on one tensor-parallel rank.
+def gathered_bytes(config: ModelConfig, layout: Layout) -> float:
+    """The copy that is computed with: the ends, and all layers at stages 1 and 2, or at 0 and 3 those in use.
 
-    With n bytes a number, H hidden, I feed-forward, S sequence, A heads:
-    none: 10·n·H (two residuals, two norms, q|k|v of which v is a view, q and k turned, context) + 4·n·I (gate, up,
-    GELU, product) [+ 2·n·A·S unless flash];
-    selective: 5·n·H + 2·n·I (norms, GELU, product and the attention core are computed again, no matrix product is);
-    full: n·H, the layer's input.
+    One is in use and `prefetch` are on their way; a layer is unpacked from its gather's buffer, so that both are there
+    for a moment. One rank in fp32 computes with its masters.
     """
-    size, hidden, wide = COPY_BYTES[layout.precision], config.hidden_size, config.intermediate_size
-    scores = 0 if layout.flash else 2 * config.num_heads * layout.sequence
-    numbers = {"none": 10 * hidden + 4 * wide + scores, "selective": 5 * hidden + 2 * wide, "full": hidden}
-    return size * numbers[layout.recompute] / layout.tensor
+    size, layers = COPY_BYTES[layout.precision], -(-config.num_layers // layout.pipeline)
+    if layout.data == 1 and size == MASTER_BYTES:
+        return 0
+    ends = parameters_of([*shapes(config)["embedding"], *shapes(config)["output"]], layout.tensor, 1)
+    in_use = layers if layout.zero in (1, 2) else 1
+    if layout.zero and layout.data > 1:
+        in_use = min(in_use + max(1, layout.prefetch), layers + 1)
+    return size * (ends + in_use * layer_parameters(config) / layout.tensor)
+
+
+def activation_bytes(config: ModelConfig, layout: Layout) -> float:
+    """What the forward passes under way leave for the backward pass, and what is computed again at a time.
+
+    A pipeline's first stage has as many micro-batches under way as there are stages (Narayanan et al. 2021, section
+    2.2). Without flash attention a layer keeps 2·A·S numbers a token more, which recomputation does not keep.
+    """
+    dtype = "fp32" if layout.precision == "tf32" else layout.precision
+    saved = saved_bytes(config, layout.micro_batch, layout.sequence, dtype)
+    scores = 0 if layout.flash else 2 * config.num_heads * layout.sequence * layout.micro_tokens * DTYPE_BYTES[dtype]
+    layer = saved["layer"] + scores
+    kept = {
+        "none": layer,
+        "selective": saved["layer_input"] + saved["layer_results"],
+        "full": saved["layer_input"],
+    }[layout.recompute]
+    # While a layer's backward pass runs, its insides are there again; those of the output no longer are.
+    again = max(saved["rest"], layer - kept)
+    layers, under_way = -(-config.num_layers // layout.pipeline), min(layout.pipeline, layout.accumulation)
+    return (under_way * layers * kept + again) / layout.tensor
 
 
 def bytes_per_rank(config: ModelConfig, layout: Layout) -> dict[str, float]:
-    """Bytes by kind on the fullest rank, with their `total`.
+    """Bytes by kind on the fullest rank, each at its highest, with their `total`.
 
-    `gathered` is the copy that is computed with: whole below stage 3 (kept through the step), two layers at stage 3
-    (one computes, one is on its way), with a third in fp32 for its gradients. `activations` are those of as many
-    micro-batches as a pipeline's first stage has under way (Narayanan et al. 2021, section 2.2), and with
-    recomputation one layer's insides at a time.
+    Beside `state_bytes`: `gathered` and `activations`; `reducing` is a layer's gradients on their way into a reduction,
+    in the type of computing and in fp32; `loss` the chunk of logits; `reserved` what CUDA and NCCL take. What an
+    operation needs while it runs is not counted.
     """
-    size = COPY_BYTES[layout.precision]
-    layers = -(-config.num_layers // layout.pipeline)
     layer = layer_parameters(config) / layout.tensor
-    if layout.zero == 3:
-        ends = parameters_of([*shapes(config)["embedding"], *shapes(config)["output"]], layout.tensor, 1)
-        gathered = size * (2 * layer + ends) + GRADIENT_BYTES * layer
-    elif size == MASTER_BYTES and layout.zero == 0:
-        gathered = 0
-    else:
-        gathered = size * parameters_of(stage(config, layout.pipeline), layout.tensor, 1)
-    under_way = min(layout.pipeline, layout.accumulation)
-    kept = activation_bytes_per_token(config, layout) * layers * under_way
-    if layout.recompute != "none":
-        kept += activation_bytes_per_token(config, layout.model_copy(update={"recompute": "none"}))
     kinds: dict[str, float] = {
         **state_bytes(config, layout),
-        "gathered": gathered,
-        "activations": layout.micro_tokens * kept,
+        "gathered": gathered_bytes(config, layout),
+        "reducing": (COPY_BYTES[layout.precision] + GRADIENT_BYTES) * layer if layout.data > 1 else 0,
+        "activations": activation_bytes(config, layout),
         "loss": min(LOSS_BYTES, 8 * layout.micro_tokens * config.vocab_size) / layout.tensor,
         "reserved": RESERVED_BYTES,
     }

@@ -21,6 +21,8 @@ USABLE = 0.92
 # The batch is met as nearly as whole sequences on every rank allow, within this.
 BATCH_TOLERANCE = 0.25
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+# How many other layouts stand beside the best.
+CANDIDATES = 8
 
 
 class Question(Settings):
@@ -109,11 +111,39 @@ def best(config: ModelConfig, question: Question) -> Layout:
     return max(fitting, key=lambda layout: layout.batch_tokens / step(config, layout, gpu).seconds)
 
 
+def candidates(config: ModelConfig, question: Question) -> list[dict[str, Any]]:
+    """The best layout of each mesh and stage, fastest first, those that do not fit at the end; `CANDIDATES` at most.
+
+    A mesh is shown by its fastest layout among those that fit, or, if none does, by its leanest.
+    """
+    gpu = gpu_named(question.gpu)
+    found: dict[tuple[int, int, int], dict[str, Any]] = {}
+
+    def rank(candidate: dict[str, Any]) -> tuple[bool, float]:
+        size = candidate["bytes_per_rank"]["total"]
+        return candidate["fits"], candidate["tokens_per_second"] if candidate["fits"] else -size
+
+    for layout in layouts(config, question):
+        sizes, parts = bytes_per_rank(config, layout), step(config, layout, gpu)
+        candidate = {
+            "layout": layout.model_dump(),
+            "fits": sizes["total"] <= USABLE * gpu.memory,
+            "tokens_per_second": layout.batch_tokens / parts.seconds,
+            "step_seconds": parts.seconds,
+            "step_parts": asdict(parts),
+            "bytes_per_rank": sizes,
+        }
+        mesh = layout.tensor, layout.pipeline, layout.zero
+        found[mesh] = max(found.get(mesh, candidate), candidate, key=rank)
+    return sorted(found.values(), key=rank, reverse=True)[:CANDIDATES]
+
+
 def plan(config: ModelConfig, question: Question) -> dict[str, Any]:
     """The answer as plain values: seconds, bytes, days, tokens a second, MWh. YalmError as from `best`.
 
     `days` is the time of the steps; `calendar_days` adds saves and failures. Energy is that of whole nodes at their
-    maximum for the calendar days; cooling is not counted.
+    maximum for the calendar days; cooling is not counted. `candidates` are other layouts beside the best, all at the
+    predicted utilization.
     """
     gpu, layout = gpu_named(question.gpu), best(config, question)
     parts = step(config, layout, gpu)
@@ -146,4 +176,5 @@ def plan(config: ModelConfig, question: Question) -> dict[str, Any]:
             for kind in ("data", "tensor", "pipeline")
         },
         "reliability": asdict(trouble),
+        "candidates": candidates(config, question),
     }

@@ -19,8 +19,8 @@ over N ranks, fp32 masters, weights gathered in a type of c bytes, and M micro-b
 The paper's stages 1 and 2 gather after the optimizer's step; here it is the next forward pass that gathers, where it
 hides behind computing. With `compute.replicate` = R, N is the ranks of one of R equal groups: shards are gathered and
 reduced inside a group, and once a step the groups sum their shards, 4·P/N bytes (hybrid sharding; Zhao et al. 2023,
-arXiv 2304.11277, section 3.2.2). Stage 0 is that with groups of one rank. `yalm.model.costs.training_bytes` has the
-bytes in numbers.
+arXiv 2304.11277, section 3.2.2). Stage 0 is that with groups of one rank. `yalm.planning.memory` has the bytes in
+numbers.
 """
 
 import os
@@ -141,9 +141,11 @@ def _mesh(settings: ComputeSettings, device: torch.device, size: int) -> DeviceM
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is this process's GPU if there is one, else the CPU."""
+    """The device of that name; "cuda" is this process's GPU, "auto" that if there is one, else the CPU."""
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
