@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -196,8 +195,3 @@ def allocations(recording: Recording) -> Iterator[tuple[float, int]]:
     for event in results.events():
         if event.name() == "[memory]" and (event.device_type().name == "CUDA") == (recording.device.type == "cuda"):
             yield (event.start_ns() - results.trace_start_ns()) / 1e3, event.nbytes()
-
-
-def save_trace(recording: Recording, path: Path) -> None:
-    """The trace for chrome://tracing or ui.perfetto.dev; `path` ends in .json.gz."""
-    recording.profiler.export_chrome_trace(str(path))
