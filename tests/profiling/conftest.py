@@ -1,12 +1,14 @@
 """Profiles of small runs, each made once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from support import settings_values
 from yalm.config import apply_override
+from yalm.profiling import profile as profiling
 from yalm.profiling.advice import Profile
 from yalm.profiling.profile import look_at
 from yalm.profiling.record import Recording, record
@@ -14,6 +16,14 @@ from yalm.tokens.folder import MANIFEST, Manifest, read_record, write_record
 from yalm.training.settings import TrainSettings
 
 MakeRun = Callable[..., TrainSettings]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_once() -> Iterator[None]:
+    """The machine is the same for all profiles, and its peaks take a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiling, "measure", cache(profiling.measure))
+        yield
 
 
 @pytest.fixture(scope="session")

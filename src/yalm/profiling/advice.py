@@ -42,8 +42,10 @@ class Profile:
     machine: Machine
     peak_bytes: int
     """The most memory at any moment of a step."""
+    memory: float
+    """Bytes that the run may take on this rank."""
     product_rates: tuple[float, float]
-    """FLOP/s of the feed-forward's product at the rows of a micro-batch, and at MORE times as many."""
+    """FLOP/s of the feed-forward's product at the rows of a micro-batch, and of one of `more_sequences`."""
     half_rate: float
     """FLOP/s of products in bf16."""
 
@@ -52,11 +54,6 @@ class Profile:
         """Seconds of a step in which the device has nothing to do, without those that the profiler adds."""
         kinds = self.timeline.kinds
         return max(0.0, min(kinds["idle"], self.seconds - (self.timeline.seconds - kinds["idle"])))
-
-    @property
-    def micro_batches(self) -> int:
-        """Forward passes of a step on one rank."""
-        return self.settings.batch.sequences // (self.settings.batch.micro_sequences * self.ranks)
 
 
 @dataclass(frozen=True)
@@ -133,28 +130,32 @@ def aligned_sizes(profile: Profile) -> Advice | None:
     )
 
 
+def more_sequences(settings: TrainSettings, ranks: int) -> tuple[int, bool]:
+    """Sequences of a larger micro-batch, and whether a step has them already: up to MORE times as many if it has."""
+    batch = settings.batch
+    micro_batches = batch.sequences // (batch.micro_sequences * ranks)
+    within = max(times for times in range(1, MORE + 1) if micro_batches % times == 0)
+    return batch.micro_sequences * (within if within > 1 else MORE), within > 1
+
+
 def larger_micro_batches(profile: Profile) -> Advice | None:
     """Products of few rows are slow, and the interpreter costs the same for each micro-batch, whatever its size."""
-    batch, timeline = profile.settings.batch, profile.timeline
+    batch, length, timeline = profile.settings.batch, profile.settings.data.sequence_length, profile.timeline
+    micro, within = more_sequences(profile.settings, profile.ranks)
     slow, fast = profile.product_rates
-    within = max(times for times in range(1, MORE + 1) if profile.micro_batches % times == 0)
-    micro = batch.micro_sequences * (within if within > 1 else MORE)
-    extra = _activations(profile) * (micro / batch.micro_sequences - 1)
-    if profile.peak_bytes + extra > USABLE * profile.machine.memory:
+    times = micro / batch.micro_sequences
+    if profile.peak_bytes + (times - 1) * (_kept(profile) + _saved(profile)["rest"]) > USABLE * profile.memory:
         return None
     saved = timeline.total(kind="matmul") * max(0.0, 1 - slow / fast)
-    share = saved / timeline.seconds + profile.idle / profile.seconds * (1 - batch.micro_sequences / micro)
-    change = [f"batch.micro_sequences={micro}"]
-    if within == 1:
-        change.append(f"batch.sequences={MORE * batch.sequences}")
-    rows = batch.micro_sequences * profile.settings.data.sequence_length
+    idle = profile.idle / profile.seconds
+    more = [] if within else [f"batch.sequences={round(times * batch.sequences)}"]
     return Advice(
         "micro-batch too small",
-        tuple(change),
-        f"products of {rows:,} rows run at {slow / fast:.0%} of the speed of those of {MORE * rows:,}, and the device "
-        f"is idle {profile.idle / profile.seconds:.0%} of the step",
-        share,
-        same_result=within > 1,
+        (f"batch.micro_sequences={micro}", *more),
+        f"products of {batch.micro_sequences * length:,} rows run at {slow / fast:.0%} of the speed of those of "
+        f"{micro * length:,}, and the device is idle for {idle:.0%} of the step",
+        saved / timeline.seconds + idle * (1 - 1 / times),
+        same_result=within,
     )
 
 
@@ -223,14 +224,14 @@ def prefetch_gathers(profile: Profile) -> Advice | None:
 def no_recomputation(profile: Profile) -> Advice | None:
     """Layers are computed again in the backward pass though memory would hold their insides."""
     recompute = profile.settings.compute.recompute
-    if recompute == "none" or profile.peak_bytes + _recomputed(profile) > USABLE * profile.machine.memory:
+    if recompute == "none" or profile.peak_bytes + _recomputed(profile) > USABLE * profile.memory:
         return None
     again = profile.timeline.total(recomputed=True) / profile.timeline.seconds
     return Advice(
         "recomputation not needed",
         ("compute.recompute=none",),
         f"computing again takes {again:.0%} of the step, and keeping it all would take "
-        f"{(profile.peak_bytes + _recomputed(profile)) / 1e9:,.1f} GB of {profile.machine.memory / 1e9:,.1f}",
+        f"{(profile.peak_bytes + _recomputed(profile)) / 1e9:,.1f} GB of {profile.memory / 1e9:,.1f}",
         again,
         same_result=True,
     )
@@ -284,11 +285,6 @@ def _kept(profile: Profile) -> int:
         "full": saved["layer_input"],
     }
     return profile.config.num_layers * kept[profile.settings.compute.recompute]
-
-
-def _activations(profile: Profile) -> int:
-    """Bytes of activations of one micro-batch as the run is."""
-    return _kept(profile) + _saved(profile)["rest"]
 
 
 def _recomputed(profile: Profile) -> int:

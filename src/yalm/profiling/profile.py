@@ -13,7 +13,7 @@ import torch
 from yalm.atomic import atomic_file, write_text
 from yalm.errors import YalmError
 from yalm.model.costs import training_flops
-from yalm.profiling.advice import MORE, Profile, advise
+from yalm.profiling.advice import Profile, advise, more_sequences
 from yalm.profiling.classify import read_timeline
 from yalm.profiling.memory import MEMORY_KINDS, memory_use
 from yalm.profiling.record import PROFILE_FOLDER, Recording, allocations, record
@@ -58,10 +58,13 @@ def look_at(recording: Recording) -> tuple[Profile, dict[str, Any]]:
     events = recording.profiler.events()  # type: ignore[no-untyped-call]
     memory = memory_use(events, allocations(recording), recording.state_bytes)
     dtype = HALF.get(settings.compute.precision, torch.float32)
-    machine = measure(device, dtype, memory_at_hand(device))
-    rows = settings.batch.micro_sequences * settings.data.sequence_length
+    machine = measure(device, dtype)
+    now, more = settings.batch.micro_sequences, more_sequences(settings, recording.ranks)[0]
     rates = [
-        product_rate(device, dtype, times * rows, config.hidden_size, config.intermediate_size) for times in (1, MORE)
+        product_rate(
+            device, dtype, sequences * settings.data.sequence_length, config.hidden_size, config.intermediate_size
+        )
+        for sequences in (now, more)
     ]
     seen = Profile(
         settings=settings,
@@ -72,8 +75,9 @@ def look_at(recording: Recording) -> tuple[Profile, dict[str, Any]]:
         timeline=read_timeline(events, recording.steps),
         machine=machine,
         peak_bytes=max(sum(kinds.values()) for kinds in memory["phases"].values()),
+        memory=memory_at_hand(device),
         product_rates=(rates[0], rates[1]),
-        half_rate=measure(device, torch.bfloat16, 0).flops if device.type == "cuda" else machine.flops,
+        half_rate=measure(device, torch.bfloat16).flops if device.type == "cuda" else machine.flops,
     )
     return seen, memory
 
@@ -101,7 +105,7 @@ def describe(seen: Profile, memory: dict[str, Any]) -> dict[str, Any]:
         "step_seconds": seen.seconds,
         "tokens_per_second": rate,
         "mfu": rate * flops / (machine.flops * seen.ranks),
-        "machine": {"flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory},
+        "machine": {"flops": machine.flops, "bandwidth": machine.bandwidth, "memory": seen.memory},
         "profiled_steps": timeline.steps,
         "profiled_seconds": timeline.seconds,
         "phases": timeline.phases | {"between": between},

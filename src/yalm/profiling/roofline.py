@@ -48,16 +48,14 @@ class Machine:
     """FLOP/s of products in the run's type."""
     bandwidth: float
     """Bytes a second of its memory, read and written."""
-    memory: float
-    """Bytes that a run may take."""
 
 
-def measure(device: torch.device, dtype: torch.dtype, memory: float) -> Machine:
-    """Measure the peaks; `memory` is that which a run may take."""
+def measure(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Measure the peaks."""
     source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source), device)
-    return Machine(measured_peak(device, dtype), 2 * COPIED_BYTES / seconds, memory)
+    return Machine(measured_peak(device, dtype), 2 * COPIED_BYTES / seconds)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, rows: int, width: int, columns: int) -> float:
