@@ -65,8 +65,9 @@ class Contender:
         self.optimizer = make_optimizer(self.model, self.settings, seed=0)
         self.phase = PhaseTimer(self.world.device)
 
-    def step(self, read: Sequence[Callable[[], Batch]], lr: float) -> None:
-        """One optimizer step over micro-batches: the four phases of `yalm.training.loop`."""
+    def step(self, read: Sequence[Callable[[], Batch]], lr: float) -> float:
+        """One optimizer step over micro-batches: the four phases of `yalm.training.loop`. Returns nats per token."""
+        nats = 0.0
         for read_micro_batch in read:
             with self.phase("batch"):
                 batch = read_micro_batch()
@@ -74,12 +75,14 @@ class Contender:
                 loss = batch_loss(self.model, batch, self.world, True)  # type: ignore[arg-type]
             with self.phase("backward"):
                 torch.autograd.backward(loss / (batch.targets.numel() * len(read)))
+            nats += float(loss.detach()) / (batch.targets.numel() * len(read))
         with self.phase("step"):
             clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.optimizer.zero_grad()
+        return nats
 
     @property
     def parameters(self) -> int:
@@ -87,8 +90,15 @@ class Contender:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def ours(config: ModelConfig, length: int, settings: OptimizerSettings, world: World, seed: int = 0) -> Contender:
-    model = parallelize(initialize(build(config, world.device), seed), world, ComputeSettings())
+def ours(
+    config: ModelConfig,
+    length: int,
+    settings: OptimizerSettings,
+    world: World,
+    seed: int = 0,
+    compute: ComputeSettings = ComputeSettings(),  # noqa: B008 (it is frozen)
+) -> Contender:
+    model = parallelize(initialize(build(config, world.device), seed), world, compute)
     c = config
     shape = f"{c.num_layers} x {c.hidden_size}, feed-forward {c.intermediate_size}, embedding {c.embedding_size}"
     return Contender("yalm", shape, model, settings, training_flops(config, length), world)
@@ -220,19 +230,27 @@ def speed(options: argparse.Namespace) -> None:
                 ours(config, length, settings, world),
                 theirs(same_parameters(config), length, settings, world),
             ]
-            batch = random_batch(config.vocab_size, sequences, length)
-            peaks: list[dict[str, float]] = []
-            for repetition in range(-2, repetitions):
-                peaks.append({key: peak.cpu for key, peak in matmul_peaks(2).items()})
-                for contender in contenders:
-                    run = spent(lambda c=contender, b=batch: c.step([lambda: b], 1e-4))  # type: ignore[misc]
-                    if repetition >= 0:
-                        contender.runs.append(run)
-            rows = [speed_row(contender, sequences * length, peaks, "cpu") for contender in contenders]
-            for row, contender in zip(rows, contenders, strict=True):
-                row["least CPU-s a step"] = min(run.cpu for run in contender.runs)
+            rows = speed_rows(contenders, config.vocab_size, length, sequences, repetitions)
             batches = f"{sequences} x {length}"
             report(f"A training step, {name}, one thread", rows, options.json, batch=batches, repetitions=repetitions)
+
+
+def speed_rows(
+    contenders: Sequence[Contender], vocab_size: int, length: int, sequences: int, repetitions: int
+) -> list[dict[str, Any]]:
+    """CPU seconds of steps on random ids, contenders and the matmul peak taking turns; two rounds to warm up."""
+    batch = random_batch(vocab_size, sequences, length)
+    peaks: list[dict[str, float]] = []
+    for repetition in range(-2, repetitions):
+        peaks.append({key: peak.cpu for key, peak in matmul_peaks(2).items()})
+        for contender in contenders:
+            run = spent(lambda c=contender: c.step([lambda: batch], 1e-4))  # type: ignore[misc]
+            if repetition >= 0:
+                contender.runs.append(run)
+    rows = [speed_row(contender, sequences * length, peaks, "cpu") for contender in contenders]
+    for row, contender in zip(rows, contenders, strict=True):
+        row["least CPU-s a step"] = min(run.cpu for run in contender.runs)
+    return rows
 
 
 def vocab128k(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ranks import run_ranks
+from sharding import profile_each
 from yalm.profiling.advice import (
     RULES,
     Profile,
@@ -152,14 +153,13 @@ def test_data_that_is_late_is_found(make_run: MakeRun, profiled: Profiled, monke
 
 def test_gathers_that_nothing_hides_are_found(make_run: MakeRun, profiled: Profiled) -> None:
     runs = [make_run("model.num_layers=4", f"compute.prefetch={count}") for count in (0, 1)]
-    without, other = run_ranks(2, profile, runs[0], 2)
-    assert other is None  # The main rank reports.
+    (without, ahead), others = run_ranks(2, profile_each, runs)
+    assert others == [None, None]  # The main rank reports.
     found = [advice for advice in without["advice"] if advice["rule"] == "prefetch off"]
     assert [advice["change"] for advice in found] == [["compute.prefetch=1"]]
     assert without["ranks"] == 2
     assert 0 < found[0]["gain"] < without["communication"]["exposed"] / without["profiled_seconds"]
     assert without["modules"]["sharding"]["backward"] > 0
-    ahead, _ = run_ranks(2, profile, runs[1], 2)
     assert "prefetch off" not in [advice["rule"] for advice in ahead["advice"]]
     assert ahead["communication"]["hidden"] > 0
     assert prefetch_gathers(profiled()) is None  # One device gathers nothing.
