@@ -28,6 +28,8 @@ class Litgpt(nn.Module):
             )
         )
         self.model.lm_head.weight = self.model.transformer.wte.weight
+        # litgpt leaves the table at N(0, 1), which as an output makes logits that are far too large.
+        nn.init.normal_(self.model.lm_head.weight, std=0.02)
 
     def forward(self, ids: Tensor, targets: Tensor, weights: Tensor, attention: Any = None) -> Tensor:
         """The cross entropy of `targets` (B, S) in nats, summed with equal `weights`; attention is always causal."""
