@@ -1,10 +1,13 @@
 """What a trace is made into: the FLOPs of every module are found where `model.costs` says they are."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 from yalm.model import costs
 from yalm.profiling.classify import KINDS, Timeline, length, merged, overlap, read_timeline
@@ -86,6 +89,34 @@ def test_compiled_layers_are_modules_as_a_whole(recorded: Recorded) -> None:
     layers = 2 * tokens * (weights["attention"] + weights["feed_forward"])
     assert flops_of(timeline, kind="matmul", module="model.layers.*", phase="forward") == layers
     assert flops_of(timeline, kind="matmul", module="model.layers.*", phase="backward") == 2 * layers
+
+
+def event(name: str, start: float, end: float, gpu: bool = False, **more: Any) -> FunctionEvent:
+    device = DeviceType.CUDA if gpu else DeviceType.CPU
+    return FunctionEvent(0, name, 1, start, end, device_type=device, use_device="cuda", **more)
+
+
+def test_on_gpus_time_is_that_of_kernels() -> None:
+    """In 100 microseconds kernels at 10-30 and, compiled, 40-70; a gather at 60-90, which hides for a third."""
+    product = event("aten::mm", 5, 8, input_shapes=[[2, 3], [3, 4]], input_dtypes=["float", "float"])
+    product.append_kernel("gemm", 0, 20)
+    timeline = read_timeline(
+        [
+            event("phase batch", 0, 2),
+            event("phase forward", 2, 95),
+            event("phase step", 95, 100),
+            product,
+            event("gemm", 10, 30, gpu=True),
+            event("triton_poi_fused", 40, 70, gpu=True),
+            event("ncclDevKernel_AllGather_RING_LL", 60, 90, gpu=True),
+        ],
+        steps=1,
+    )
+    expected = {"matmul": 20, "element-wise": 30, "communication exposed": 20, "data": 2, "idle": 28}
+    assert timeline.kinds == pytest.approx(dict.fromkeys(KINDS, 0) | {k: v / 1e6 for k, v in expected.items()})
+    assert timeline.hidden == pytest.approx(10e-6)
+    assert timeline.waits == {"ncclDevKernel_AllGather_RING_LL": pytest.approx(20e-6)}
+    assert timeline.seconds == pytest.approx(100e-6)
 
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)).map(lambda pair: (pair[0], sum(pair))))

@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,7 +21,7 @@ from yalm.profiling import roofline
 from yalm.profiling.classify import Operation
 from yalm.profiling.memory import memory_use
 from yalm.profiling.profile import look_at, profile
-from yalm.profiling.record import Recording
+from yalm.profiling.record import Recorder, Recording
 from yalm.profiling.report import memory_areas, page
 from yalm.profiling.roofline import Machine, flops_and_bytes, large_operations
 from yalm.training.loop import train
@@ -69,6 +71,12 @@ def test_the_command_leaves_a_run_alone_and_its_files_are_whole(make_run: MakeRu
 def test_a_run_without_steps_is_refused(make_run: MakeRun) -> None:
     with pytest.raises(YalmError, match="--steps 0: must be at least 1"):
         profile(make_run(), steps=0)
+
+
+def test_a_profile_that_a_signal_ends_says_so(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorder, "step", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(YalmError, match="stopped before all steps were recorded; run yalm profile again"):
+        profile(make_run(), steps=1)
 
 
 class Page(HTMLParser):

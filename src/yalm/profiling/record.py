@@ -10,8 +10,8 @@ of the steps before.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm
 from yalm.training.loop import train
 from yalm.training.parallel import World
@@ -54,7 +55,7 @@ class Recording:
 def record(settings: TrainSettings, steps: int) -> Recording | None:
     """Record `steps` steps of a run of these settings in OUTPUT/profile; None on all ranks but the main one.
 
-    Raises YalmError as `train` does.
+    Raises YalmError as `train` does, and when a signal ends the run.
     """
     total = WARM_STEPS + 2 * steps + 1
     changes = {
@@ -65,9 +66,11 @@ def record(settings: TrainSettings, steps: int) -> Recording | None:
         "validation": settings.validation.model_copy(update={"every_steps": total + 1}),
     }
     recorder = Recorder(steps)
-    with suppress(Recorded):
+    try:
         train(settings.model_copy(update=changes), fresh=True, watcher=recorder)
-    return recorder.recording(settings) if recorder.world.is_main else None
+    except Recorded:
+        return recorder.recording(settings) if recorder.world.is_main else None
+    raise YalmError(f"{settings.output}: stopped before all steps were recorded; run yalm profile again")
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Recorder:
 
     def recording(self, settings: TrainSettings) -> Recording:
         """What was seen."""
-        state = (value for values in self.optimizer.state.values() for value in values.values())
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
         return Recording(
             settings,
             self.model.config,
@@ -121,20 +124,20 @@ class Recorder:
             self.seconds,
             self.profiler,
             {
-                "parameters": sum(map(local_bytes, self.model.parameters())),
+                "parameters": self._held(self.model.parameters()),
                 "gradients": self.gradient_bytes,
-                "optimizer": sum(local_bytes(value) for value in state if isinstance(value, torch.Tensor)),
+                "optimizer": self._held(value for value in state if isinstance(value, torch.Tensor)),
             },
         )
 
     def _measure_gradients(self, *_: Any) -> None:
         gradients = (parameter.grad for parameter in self.model.parameters())
-        self.gradient_bytes = sum(local_bytes(gradient) for gradient in gradients if gradient is not None)
+        self.gradient_bytes = self._held(gradient for gradient in gradients if gradient is not None)
 
-
-def local_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of this rank's part of a tensor."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
+    def _held(self, tensors: Iterable[torch.Tensor]) -> int:
+        """Bytes of this rank's parts of tensors that are on the device; offloaded ones are not."""
+        parts = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+        return sum(part.nbytes for part in parts if part.device.type == self.world.device.type)
 
 
 def scope_modules(model: Yalm) -> None:
