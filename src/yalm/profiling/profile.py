@@ -41,7 +41,7 @@ def profile(settings: TrainSettings, steps: int = 3) -> dict[str, Any] | None:
         return None
     seen, found = look_at(recording)
     folder = settings.output / PROFILE_FOLDER
-    with atomic_file(folder / f"{TRACE_FILE}") as temporary:
+    with atomic_file(folder / TRACE_FILE) as temporary:
         # The exporter compresses what is named so.
         packed = temporary.with_name(f"{temporary.name}.gz")
         recording.profiler.export_chrome_trace(str(packed))

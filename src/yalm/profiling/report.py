@@ -18,9 +18,12 @@ def page(facts: dict[str, Any]) -> str:
 
     strict = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = strict.from_string((files("yalm.profiling") / "profile.html").read_text(encoding="utf-8"))
-    return template.render(
-        facts=facts, colours=COLOURS, areas=memory_areas(facts["memory_series"]), width=WIDTH, height=HEIGHT
-    )
+    shares = {
+        name: {part: seconds / facts["profiled_seconds"] for part, seconds in facts[name].items()}
+        for name in ("phases", "kinds")
+    }
+    areas = memory_areas(facts["memory_series"])
+    return template.render(facts=facts, shares=shares, colours=COLOURS, areas=areas, width=WIDTH, height=HEIGHT)
 
 
 def memory_areas(series: list[list[float]]) -> list[str]:
