@@ -156,19 +156,27 @@ def speed(options: argparse.Namespace) -> None:
                 ours(config, length, settings, world),
                 theirs(same_parameters(config), length, settings, world),
             ]
-            batch = random_batch(config.vocab_size, sequences, length)
-            peaks: list[dict[str, float]] = []
-            for repetition in range(-2, repetitions):
-                peaks.append({key: peak.cpu for key, peak in matmul_peaks(2).items()})
-                for contender in contenders:
-                    run = spent(lambda c=contender, b=batch: c.step([lambda: b], 1e-4))  # type: ignore[misc]
-                    if repetition >= 0:
-                        contender.runs.append(run)
-            rows = [speed_row(contender, sequences * length, peaks, "cpu") for contender in contenders]
-            for row, contender in zip(rows, contenders, strict=True):
-                row["least CPU-s a step"] = min(run.cpu for run in contender.runs)
+            rows = speed_rows(contenders, config.vocab_size, length, sequences, repetitions)
             batches = f"{sequences} x {length}"
             report(f"A training step, {name}, one thread", rows, options.json, batch=batches, repetitions=repetitions)
+
+
+def speed_rows(
+    contenders: Sequence[Contender], vocab_size: int, length: int, sequences: int, repetitions: int
+) -> list[dict[str, Any]]:
+    """CPU seconds of steps on random ids, contenders and the matmul peak taking turns; two rounds to warm up."""
+    batch = random_batch(vocab_size, sequences, length)
+    peaks: list[dict[str, float]] = []
+    for repetition in range(-2, repetitions):
+        peaks.append({key: peak.cpu for key, peak in matmul_peaks(2).items()})
+        for contender in contenders:
+            run = spent(lambda c=contender: c.step([lambda: batch], 1e-4))  # type: ignore[misc]
+            if repetition >= 0:
+                contender.runs.append(run)
+    rows = [speed_row(contender, sequences * length, peaks, "cpu") for contender in contenders]
+    for row, contender in zip(rows, contenders, strict=True):
+        row["least CPU-s a step"] = min(run.cpu for run in contender.runs)
+    return rows
 
 
 def vocab128k(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm, build, initialize
+from yalm.profiling.profile import profile
 from yalm.training.loop import train
 from yalm.training.optimizer import make_optimizer
 from yalm.training.parallel import join_world, parallelize, plan_communication
@@ -52,6 +53,12 @@ def impossible_divisions(settings: TrainSettings) -> str:
     except YalmError as error:
         return str(error)
     return "no error"
+
+
+def profile_each(runs: list[TrainSettings]) -> list[dict[str, Any] | None]:
+    """Profile two steps of run after run, together with the other processes."""
+    with one_world():
+        return [profile(settings, steps=2) for settings in runs]
 
 
 class Ledger(TorchDispatchMode):

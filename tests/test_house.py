@@ -19,9 +19,10 @@ ROOMS = {
     "corpus": {"tokens"},
     "planning": {"model"},
     "training": {"model", "tokens"},
+    "profiling": {"model", "tokens", "planning", "training"},
     "inference": {"model", "tokens"},
     "demo": {"model", "tokens", "training", "inference"},
-    "cli": {"model", "tokens", "corpus", "planning", "training", "inference", "demo"},
+    "cli": {"model", "tokens", "corpus", "planning", "training", "profiling", "inference", "demo"},
     "__main__": {"cli"},
     "__init__": {"inference"},
 }

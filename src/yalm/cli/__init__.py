@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from yalm.cli import convert, corpus, demo, generate, model, plan, report, tokenizer, tokens, train
+from yalm.cli import convert, corpus, demo, generate, model, plan, profile, report, tokenizer, tokens, train
 from yalm.errors import YalmError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(corpus.app, name="corpus")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(tokens.app, name="tokens")
 app.command()(train.train)
+app.command()(profile.profile)
 app.command()(report.report)
 app.command()(plan.plan)
 app.command()(generate.generate)

@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from yalm.errors import YalmError
 from yalm.model.costs import training_flops
-from yalm.model.network import build
+from yalm.model.network import Yalm, build
 from yalm.tokens.batches import Batches
 from yalm.training.checkpoint import Checkpoints, Progress, read_progress, restore_model, restore_optimizer
 from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
@@ -43,7 +44,17 @@ class TrainResult:
     stopped_by: int | None
 
 
-def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
+class Watcher(Protocol):
+    """Somebody who looks on from outside; what it raises ends the run, and nothing more is saved."""
+
+    def begin(self, model: Yalm, optimizer: torch.optim.Optimizer, world: World) -> None:
+        """All is laid out over the devices; steps follow."""
+
+    def step(self) -> None:
+        """A step is done."""
+
+
+def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None = None) -> TrainResult:
     """Train, or go on training, until `schedule.tokens` are seen or a SIGTERM or Ctrl-C asks to stop.
 
     Everything lands in `settings.output`. Raises YalmError for settings, data or a folder that a person must mend, and
@@ -114,6 +125,8 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
         stack.callback(batches.close)
         losses: deque[torch.Tensor] = deque()  # of micro-batches that went forward and not yet backward
         logged_step = progress.step
+        if watcher is not None:
+            watcher.begin(model, optimizer, world)
 
         while progress.step < settings.total_steps and not world.any(stop.received is not None or checkpoints.failed):
             loss_sum = torch.zeros((), device=world.device)
@@ -147,6 +160,8 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
                     optimizer.step()
                 optimizer.zero_grad()
                 progress = replace(progress, loss_scale=scale.value, clean_steps=scale.clean_steps)
+            if watcher is not None:
+                watcher.step()
 
             metrics.advance(progress.step)
             last = progress.step == settings.total_steps

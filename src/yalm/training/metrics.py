@@ -14,8 +14,10 @@ from typing import Any, Self
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.profiler import record_function
 
 from yalm.atomic import write_text
+from yalm.model.ops.linear import product
 
 PHASES = ("batch", "forward", "backward", "step")
 METRICS_FILE = "metrics.jsonl"
@@ -43,9 +45,10 @@ class PhaseTimer:
     def __call__(self, phase: str) -> Iterator[None]:
         """Time the block as `phase`, one of PHASES."""
         start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        with record_function(f"phase {phase}"):  # for whoever profiles; else it costs a microsecond
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         self.seconds[phase] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
@@ -61,11 +64,15 @@ def peak_flops(device: torch.device) -> float:
         for part, peak in BF16_PEAKS.items():
             if part in name:
                 return peak
-    size, best = 1536, 0.0
-    a = torch.ones(size, size, device=device)
+    return measured_peak(device, torch.float32)
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1536) -> float:
+    """FLOP/s of the network's own kind of product on square matrices of that type."""
+    a, best = torch.ones(size, size, device=device, dtype=dtype), 0.0
     for _ in range(12):  # the best of a third of a second: other work on the machine must not pass for its limit
         start = time.perf_counter()
-        a @ a
+        product(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
