@@ -15,7 +15,9 @@ from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, build
 from yalm.training import checkpoint, loop
 from yalm.training.checkpoint import Checkpoints, Progress
+from yalm.training.engine import NativeEngine
 from yalm.training.parallel import join_world, parallelize
+from yalm.training.precision import LossScale
 from yalm.training.settings import ComputeSettings, TrainSettings
 
 # 57 million parameters, of which no tensor is a hundredth.
@@ -61,7 +63,8 @@ def memory_of_saving(folder: Path, tokenizer_file: Path) -> tuple[int, int]:
         with Checkpoints(folder, 1, tokenizer_file, world) as checkpoints:
             Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
             before = resident("VmRSS")
-            checkpoints.save(model, optimizer, Progress(1, 1, 1))
+            engine = NativeEngine(model, optimizer, world, settings, 1.0, LossScale("fp32", 1.0, 0))
+            checkpoints.save(engine, Progress(1, 1, 1))
             checkpoints.wait()
             return resident("VmHWM") - before, size
 

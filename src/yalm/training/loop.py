@@ -3,7 +3,7 @@
 A step has four phases, timed by name: *batch* (the next sequences), *forward*, *backward* (these once for each
 micro-batch), and *step* (clipping and the optimizer). Which sequences a step reads, how the weights began, and the
 learning rate are functions of the settings and the step alone; so a run that is killed and resumed computes what one
-never stopped would have, bit for bit on one device. How the model lies over devices is `parallelize`'s business; the
+never stopped would have, bit for bit on one device. How the model lies over devices is the engine's business; the
 loop is the same on one device and on many.
 """
 
@@ -20,11 +20,12 @@ from yalm.errors import YalmError
 from yalm.model.costs import training_flops
 from yalm.model.network import build, initialize
 from yalm.tokens.batches import Batches
-from yalm.training.checkpoint import Checkpoints, Progress, read_progress, restore_model, restore_optimizer
+from yalm.training.checkpoint import STATE_FOLDER, Checkpoints, Progress, read_progress, restore_model
+from yalm.training.engine import make_engine
 from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
-from yalm.training.optimizer import learning_rate, make_optimizer
-from yalm.training.parallel import World, join_world, parallelize, plan_communication
-from yalm.training.precision import LossScale, clip_gradients, keep_weights, warnings
+from yalm.training.optimizer import learning_rate
+from yalm.training.parallel import World, join_world
+from yalm.training.precision import LossScale, keep_weights, warnings
 from yalm.training.run import CHECKPOINTS_FOLDER, StopSignal, open_run
 from yalm.training.settings import TrainSettings
 from yalm.training.validation import ValidationPart, batch_loss, validate
@@ -72,10 +73,10 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
         else:
             initialize(model, settings.seed)
         keep_weights(model, settings.optimizer.weights)
-        parallelize(model, world, settings.compute)
-        optimizer = make_optimizer(model, settings.optimizer, settings.seed)
+        scale = LossScale(settings.compute.precision, progress.loss_scale, progress.clean_steps)
+        engine = make_engine(model, world, settings, scale)
         if latest:
-            restore_optimizer(model, optimizer, latest)
+            engine.restore_optimizer(latest / STATE_FOLDER)
 
         metrics = stack.enter_context(
             Metrics(
@@ -92,7 +93,7 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
             metrics.say(f"resuming {folder} at step {progress.step} of {settings.total_steps}")
         run_validation: Callable[[], dict[str, dict[str, float]]] = partial(
             validate,
-            model,
+            engine.network,
             validation_parts,
             world,
             sequence_length=settings.data.sequence_length,
@@ -100,7 +101,6 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
             micro_sequences=settings.batch.micro_sequences,
             cross_documents=settings.data.cross_documents,
         )
-        scale = LossScale(settings.compute.precision, progress.loss_scale, progress.clean_steps)
         phase = PhaseTimer(world.device)
         peak = peak_flops(world.device) * world.size
         flops_per_token = training_flops(config, settings.data.sequence_length)
@@ -115,13 +115,13 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
             # Gradients are averaged over ranks, so each rank's share of the mean is taken `size` times.
             weight = scale.value * world.size / settings.tokens_per_step
             for micro_batch in range(micro_batches):
-                plan_communication(model, settings.compute, last=micro_batch == micro_batches - 1)
+                engine.begin(last=micro_batch == micro_batches - 1)
                 with phase("batch"):
                     batch = next(batches)
                 with phase("forward"):
-                    loss = batch_loss(model, batch, world, settings.data.cross_documents, weight)
+                    loss = batch_loss(engine.network, batch, world, settings.data.cross_documents, weight)
                 with phase("backward"):
-                    torch.autograd.backward(loss)
+                    engine.backward(loss)
                 loss_sum += loss.detach() / weight
             progress = Progress(
                 progress.step + 1,
@@ -129,14 +129,8 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
                 progress.tokens + settings.tokens_per_step,
             )
             with phase("step"):
-                scale.unscale(model.parameters())
-                grad_norm = clip_gradients(model.parameters(), settings.optimizer.clip_norm)
                 lr = learning_rate(progress.tokens, settings.optimizer.lr, settings.schedule)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                if scale.accepts(grad_norm):
-                    optimizer.step()
-                optimizer.zero_grad()
+                grad_norm = engine.step(lr)
                 progress = replace(progress, loss_scale=scale.value, clean_steps=scale.clean_steps)
 
             metrics.advance(progress.step)
@@ -166,9 +160,9 @@ def train(settings: TrainSettings, fresh: bool = False) -> TrainResult:
             if validation_parts and (progress.step % settings.validation.every_steps == 0 or last):
                 metrics.validation(progress.step, progress.tokens, run_validation())
             if progress.step % settings.checkpoint.every_steps == 0:
-                checkpoints.save(model, optimizer, progress)
+                checkpoints.save(engine, progress)
 
-        checkpoint = checkpoints.save(model, optimizer, progress)
+        checkpoint = checkpoints.save(engine, progress)
         checkpoints.wait()
         if stop.received is not None:
             metrics.say(f"stopped by {stop.received.name} at step {progress.step}; the same command goes on from there")
