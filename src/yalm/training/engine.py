@@ -1,7 +1,9 @@
-"""What a training step is computed by, as the loop sees it.
+"""What a training step is computed by, as the loop sees it: one interface, two answers.
 
-`NativeEngine` is the plain modules under FSDP2 and PyTorch's AdamW. Data, loss, learning rate, checkpoints and metrics
-do not know what they have beneath them. The price is a call between the loop and PyTorch.
+`NativeEngine` is the plain modules under FSDP2 and PyTorch's AdamW, and does all that `compute` can ask for.
+`yalm.training.deepspeed.DeepSpeedEngine` hands the same network and the same AdamW to DeepSpeed. Everything else, the
+data, the loss, the learning rate, the loss scale, checkpoints and metrics, does not know which of them it has. The
+price is a call between the loop and PyTorch, and a DeepSpeed that is told to leave alone what is done here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +61,14 @@ class Engine(Protocol):
 
 
 def make_engine(model: Yalm, world: World, settings: TrainSettings, scale: LossScale) -> Engine:
-    """The engine around a whole model on every rank, which it shards in place."""
+    """The engine of `compute.engine` around a whole model on every rank, which it shards in place.
+
+    YalmError where DeepSpeed is not installed or does not take a setting.
+    """
+    if settings.compute.engine == "deepspeed":
+        from yalm.training.deepspeed import DeepSpeedEngine  # takes seconds to import
+
+        return DeepSpeedEngine(model, world, settings, scale)
     parallelize(model, world, settings.compute)
     optimizer = make_optimizer(model, settings.optimizer, settings.seed)
     return NativeEngine(model, optimizer, world, settings.compute, settings.optimizer.clip_norm, scale)

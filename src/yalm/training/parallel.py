@@ -122,18 +122,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply recomputation, compilation, precision and sharding to the modules, in place, and oneDNN on CPUs."""
+def prepare_layers(model: Yalm, world: World, settings: ComputeSettings) -> None:
+    """Apply recomputation, compilation and precision to the modules, in place, and oneDNN on CPUs; not sharding."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
-    half = HALF.get(settings.precision)
     apply_precision(model, settings.precision, world.device)
-    if half is None and not compiled:
+    if settings.precision not in HALF and not compiled:
         onednn_linears(model)
     for layer in model.model.layers:
         if settings.recompute != "none":
             _recompute(layer, settings)
         if compiled:
             layer.compile()
+
+
+def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
+    """Prepare the layers and shard the model, in place."""
+    prepare_layers(model, world, settings)
+    half = HALF.get(settings.precision)
     if world.size > 1 or half is not None or settings.offload:
         # Inputs are not cast: the weights of the loss, which carry the loss scale, must arrive in fp32.
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -17,6 +17,13 @@ from yalm.tokens.mixture import PartSettings
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
 WeightType = Literal["fp32", "bf16"]
+# What DeepSpeed can be asked for of the settings of `compute` that not every engine takes.
+DEEPSPEED_TAKES: dict[str, tuple[Any, ...]] = {
+    "zero": (1, 2, 3),
+    "replicate": (1,),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
+    "compile": ("auto", "off"),
+}
 
 
 class ModelSettings(Settings):
@@ -88,6 +95,8 @@ class ComputeSettings(Settings):
     """Where and in what types to compute."""
 
     device: str = "auto"
+    engine: Literal["native", "deepspeed"] = "native"
+    """What computes a step: PyTorch's own FSDP2, or DeepSpeed from the extra of that name."""
     precision: Precision = "fp32"
     """The type of matrix products (see `training/precision.py`); weights, sums and optimizer stay fp32."""
     zero: Literal[0, 1, 2, 3] = 3
@@ -105,6 +114,15 @@ class ComputeSettings(Settings):
     """`auto` compiles each layer on GPUs; on CPUs it costs half a minute and gains nothing."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 takes PyTorch's choice."""
+
+    @model_validator(mode="after")
+    def _engine_takes_the_rest(self) -> Self:
+        for key, taken in DEEPSPEED_TAKES.items():
+            value = getattr(self, key)
+            if self.engine == "deepspeed" and value not in taken:
+                choice = ", ".join(str(each) for each in taken)
+                raise ValueError(f"engine deepspeed does not take {key} {value}; take {choice}, or engine native")
+        return self
 
     @model_validator(mode="after")
     def _replicates_shards(self) -> Self:
@@ -165,6 +183,12 @@ class TrainSettings(Settings):
                 f"optimizer.weights bf16 cannot be computed with in {self.compute.precision}; "
                 "set compute.precision to bf16 or fp8, or optimizer.weights to fp32"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_keeps_fp32_weights(self) -> Self:
+        if self.optimizer.weights == "bf16" and self.compute.engine == "deepspeed":
+            raise ValueError("engine deepspeed does not take optimizer.weights bf16; take fp32, or engine native")
         return self
 
     @property
