@@ -31,6 +31,19 @@ def train_rank(settings: TrainSettings) -> None:
     loop.train(settings)
 
 
+def train_rank_until(settings: TrainSettings, step: int) -> None:
+    """Train as one of several ranks, each of which is asked to stop during that step."""
+    learning_rate = loop.learning_rate
+
+    def stop(tokens: int, *arguments: Any) -> float:
+        if tokens == step * settings.tokens_per_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learning_rate(tokens, *arguments)
+
+    loop.learning_rate = stop
+    loop.train(settings)
+
+
 def train_until_a_rank_is_killed(settings: TrainSettings) -> None:
     """Rank 1 is killed by its writer, when half of its files of the second checkpoint are there."""
     write_shard, calls = checkpoint.write_shard, itertools.count(1)

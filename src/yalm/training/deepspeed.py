@@ -17,6 +17,7 @@ to engine.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ def _import_deepspeed(device: torch.device) -> Any:
             "or take compute.engine native"
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It calls collectives by names that PyTorch is giving up, which would be said in every step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     return deepspeed
 
 
