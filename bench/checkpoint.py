@@ -22,8 +22,10 @@ from measure import Spent, median, ranged, report, spent
 from yalm.model.network import Yalm, build, initialize
 from yalm.model.presets import preset
 from yalm.training.checkpoint import Checkpoints, Progress
+from yalm.training.engine import NativeEngine
 from yalm.training.optimizer import make_optimizer
 from yalm.training.parallel import join_world, parallelize
+from yalm.training.precision import LossScale
 from yalm.training.settings import ComputeSettings, OptimizerSettings
 
 SEQUENCES, LENGTH = 4, 256
@@ -63,12 +65,13 @@ def main() -> None:
         tokenizer_file.write_bytes(b"none")
         model = initialize(build(preset(options.preset), world.device), seed=0)
         optimizer = make_optimizer(parallelize(model, world, settings), OptimizerSettings(), seed=0)
+        engine = NativeEngine(model, optimizer, world, settings, 1.0, LossScale("fp32", 1.0, 0))
         step = make_step(model, optimizer, world.device)
         numbers = itertools.count()
         with Checkpoints(Path(place) / "checkpoints", 1, tokenizer_file, world) as checkpoints:
 
             def save(wait: bool) -> None:
-                checkpoints.save(model, optimizer, Progress(next(numbers)))
+                checkpoints.save(engine, Progress(next(numbers)))
                 if wait:
                     checkpoints.wait()
 

@@ -18,7 +18,9 @@ from yalm.model.folder import ModelFolder
 from yalm.model.network import ModelConfig, build
 from yalm.training import checkpoint, loop
 from yalm.training.checkpoint import Checkpoints, Progress, restore_model
+from yalm.training.engine import NativeEngine
 from yalm.training.parallel import join_world, parallelize
+from yalm.training.precision import LossScale
 from yalm.training.settings import ComputeSettings, TrainSettings
 from yalm.training.weights import draw_weights, held, materialize
 
@@ -30,6 +32,19 @@ WIDE = ModelConfig(
 
 def train_rank(settings: TrainSettings) -> None:
     """Train as one of several ranks."""
+    loop.train(settings)
+
+
+def train_rank_until(settings: TrainSettings, step: int) -> None:
+    """Train as one of several ranks, each of which is asked to stop during that step."""
+    learning_rate = loop.learning_rate
+
+    def stop(tokens: int, *arguments: Any) -> float:
+        if tokens == step * settings.tokens_per_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learning_rate(tokens, *arguments)
+
+    loop.learning_rate = stop
     loop.train(settings)
 
 
@@ -64,7 +79,8 @@ def memory_of_saving(folder: Path, tokenizer_file: Path) -> tuple[int, int]:
         optimizer = torch.optim.AdamW([bias])
         optimizer.step()
         with Checkpoints(folder, 1, tokenizer_file, world) as checkpoints:
-            return rise(lambda: (checkpoints.save(model, optimizer, Progress(1, 1, 1)), checkpoints.wait())), size
+            engine = NativeEngine(model, optimizer, world, settings, 1.0, LossScale("fp32", 1.0, 0))
+            return rise(lambda: (checkpoints.save(engine, Progress(1, 1, 1)), checkpoints.wait())), size
 
 
 def memory_of_starting(folder: Path) -> dict[str, int]:

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm
+from yalm.training.engine import Engine, NativeEngine
 from yalm.training.loop import train
 from yalm.training.parallel import World
 from yalm.training.settings import TrainSettings
@@ -85,10 +86,12 @@ class Recorder:
     optimizer: torch.optim.Optimizer = field(init=False)
     world: World = field(init=False)
 
-    def begin(self, model: Yalm, optimizer: torch.optim.Optimizer, world: World) -> None:
+    def begin(self, engine: Engine, world: World) -> None:
         """Take note of what is to be watched."""
-        self.model, self.optimizer, self.world = model, optimizer, world
-        optimizer.register_step_pre_hook(self._measure_gradients)
+        if not isinstance(engine, NativeEngine):
+            raise YalmError("compute.engine deepspeed cannot be profiled; take native")
+        self.model, self.optimizer, self.world = engine.model, engine.optimizer, world
+        self.optimizer.register_step_pre_hook(self._measure_gradients)
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (world.device.type == "cuda")
         # The profiler needs a step to warm up as well.
         stages = schedule(wait=0, warmup=1, active=self.steps, repeat=1)

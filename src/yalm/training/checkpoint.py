@@ -32,16 +32,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
-from torch.distributed.tensor import DTensor
 
 from yalm.atomic import atomic_folder
 from yalm.errors import YalmError
 from yalm.model.folder import ModelFolder, shards, write_description
 from yalm.model.network import ModelConfig, Yalm
 from yalm.model.shards import write_shard
+from yalm.training.engine import Engine
 from yalm.training.parallel import World
 from yalm.training.weights import read_weights
 
@@ -111,7 +109,7 @@ class Checkpoints:
         folders = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
         return folders[-1] if folders else None
 
-    def save(self, model: Yalm, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+    def save(self, engine: Engine, progress: Progress) -> Path:
         """Copy what a checkpoint needs and begin to write it; returns the folder that will be there after `wait`.
 
         First waits for the save before, and raises YalmError if that one failed.
@@ -120,40 +118,28 @@ class Checkpoints:
         path = self.folder / f"step-{progress.step:08d}"
         if path.exists():
             return path
-        files = self._gather(model)
-        moments: Any = get_optimizer_state_dict(model, optimizer)["state"]
-        # Without the groups, which the settings say again, and which are others on each stage of a pipeline.
-        state = {
-            "state": {
-                name: {key: self._copy(f"{name} {key}", value) for key, value in values.items()}
-                for name, values in moments.items()
-            }
-        }
+        files = self._gather(engine)
+        state = engine.optimizer_state(self._copy)
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)  # copies to pinned memory return before they are done
         self._writer = threading.Thread(
-            target=self._write, args=(path, model.config, files, state, progress), name="checkpoint", daemon=True
+            target=self._write, args=(path, engine.model.config, files, state, progress), name="checkpoint", daemon=True
         )
         self._writer.start()
         return path
 
-    def _gather(self, model: Yalm) -> dict[str, dict[str, Tensor]]:
+    def _gather(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
         """The files of the model folder that this rank writes, every `size`-th one: name to copies of its tensors."""
-        state = model.state_dict()
         files: dict[str, dict[str, Tensor]] = {}
+        present = {name for name, _ in engine.model.named_parameters()}
         # Of a pipeline's stages each has the files of its layers; its ranks divide those.
-        here = [(file, layout) for file, layout in shards(model.config).items() if layout.keys() <= state.keys()]
+        here = [item for item in shards(engine.model.config).items() if item[1].keys() <= present]
         stage_size = self.world.size // self.world.stages
         for index, (file, layout) in enumerate(here):
             mine = index % stage_size == self.world.rank % stage_size
-            for name in layout:
-                tensor = state[name]
-                if isinstance(tensor, DTensor):
-                    # All ranks gather, one keeps. Offloaded weights go by the device, whose group gathers.
-                    sharded: Any = tensor.to(self.world.device)
-                    tensor = sharded.full_tensor()
+            for name, weight in engine.weights(layout):  # all ranks gather, one keeps
                 if mine:
-                    files.setdefault(file, {})[name] = self._copy(name, tensor)
+                    files.setdefault(file, {})[name] = self._copy(name, weight)
         return files
 
     def _copy(self, key: str, value: Any) -> Any:
@@ -238,13 +224,6 @@ def restore_model(model: Yalm, checkpoint: Path) -> None:
     if source.quantization is not None:
         raise YalmError(f"{checkpoint}: is quantized and cannot be trained; choose another output or --fresh")
     read_weights(model, source)
-
-
-def restore_optimizer(model: Yalm, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Load the optimizer's state of `checkpoint`, on this or another number of ranks."""
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
-    load_state({"state": state["state"]}, checkpoint_id=checkpoint / STATE_FOLDER)
-    set_optimizer_state_dict(model, optimizer, state)
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 A step has four phases, timed by name: *batch* (the next sequences), *forward*, *backward* (these once for each
 micro-batch), and *step* (clipping and the optimizer). Which sequences a step reads, how the weights began, and the
 learning rate are functions of the settings and the step alone; so a run that is killed and resumed computes what one
-never stopped would have, bit for bit on one device. How the model lies over devices is `parallelize`'s business; the
+never stopped would have, bit for bit on one device. How the model lies over devices is the engine's business; the
 loop is the same on one device and on many.
 """
 
@@ -22,16 +22,16 @@ from yalm.errors import YalmError
 from yalm.model.costs import training_flops
 from yalm.model.network import Yalm, build
 from yalm.tokens.batches import Batches
-from yalm.training.checkpoint import Checkpoints, Progress, read_progress, restore_model, restore_optimizer
+from yalm.training.checkpoint import STATE_FOLDER, Checkpoints, Progress, read_progress, restore_model
+from yalm.training.engine import Engine, make_engine
 from yalm.training.metrics import Metrics, PhaseTimer, peak_flops
-from yalm.training.optimizer import learning_rate, make_optimizer
-from yalm.training.parallel import World, join_world, parallelize, plan_communication
-from yalm.training.pipeline import sum_table_gradient
-from yalm.training.precision import LossScale, clip_gradients, keep_weights, warnings
+from yalm.training.optimizer import learning_rate
+from yalm.training.parallel import World, join_world
+from yalm.training.precision import LossScale, keep_weights, warnings
 from yalm.training.run import CHECKPOINTS_FOLDER, StopSignal, open_run
 from yalm.training.settings import TrainSettings
 from yalm.training.validation import ValidationPart, batch_loss, validate
-from yalm.training.weights import draw_weights, materialize
+from yalm.training.weights import draw_weights
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainResult:
 class Watcher(Protocol):
     """Somebody who looks on from outside; what it raises ends the run, and nothing more is saved."""
 
-    def begin(self, model: Yalm, optimizer: torch.optim.Optimizer, world: World) -> None:
+    def begin(self, engine: Engine, world: World) -> None:
         """All is laid out over the devices; steps follow."""
 
     def step(self) -> None:
@@ -82,15 +82,15 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
 
         model = build(config, "meta")
         keep_weights(model, settings.optimizer.weights)
-        parallelize(model, world, settings.compute)
-        materialize(model, world.device, settings.compute.offload)
+        fill: Callable[[Yalm], None] = (
+            partial(restore_model, checkpoint=latest)
+            if latest
+            else partial(draw_weights, seed=settings.seed, device=world.device)
+        )
+        scale = LossScale(settings.compute.precision, progress.loss_scale, progress.clean_steps)
+        engine = make_engine(model, world, settings, scale, fill)
         if latest:
-            restore_model(model, latest)
-        else:
-            draw_weights(model, settings.seed, world.device)
-        optimizer = make_optimizer(model, settings.optimizer, settings.seed)
-        if latest:
-            restore_optimizer(model, optimizer, latest)
+            engine.restore_optimizer(latest / STATE_FOLDER)
 
         metrics = stack.enter_context(
             Metrics(
@@ -107,7 +107,7 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
             metrics.say(f"resuming {folder} at step {progress.step} of {settings.total_steps}")
         run_validation: Callable[[], dict[str, dict[str, float]]] = partial(
             validate,
-            model,
+            engine.network,
             validation_parts,
             world,
             sequence_length=settings.data.sequence_length,
@@ -115,7 +115,6 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
             micro_sequences=settings.batch.micro_sequences,
             cross_documents=settings.data.cross_documents,
         )
-        scale = LossScale(settings.compute.precision, progress.loss_scale, progress.clean_steps)
         phase = PhaseTimer(world.device)
         peak = peak_flops(world.device) * world.size
         flops_per_token = training_flops(config, settings.data.sequence_length)
@@ -126,7 +125,7 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
         losses: deque[torch.Tensor] = deque()  # of micro-batches that went forward and not yet backward
         logged_step = progress.step
         if watcher is not None:
-            watcher.begin(model, optimizer, world)
+            watcher.begin(engine, world)
 
         while progress.step < settings.total_steps and not world.any(stop.received is not None or checkpoints.failed):
             loss_sum = torch.zeros((), device=world.device)
@@ -137,12 +136,11 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
                     with phase("batch"):
                         batch = next(batches)
                     with phase("forward"):
-                        losses.append(batch_loss(model, batch, world, settings.data.cross_documents, weight))
+                        losses.append(batch_loss(engine.network, batch, world, settings.data.cross_documents, weight))
                 else:
-                    plan_communication(model, settings.compute, last=micro_batch == micro_batches - 1)
                     loss = losses.popleft()
                     with phase("backward"):
-                        torch.autograd.backward(loss)
+                        engine.backward(loss, last=micro_batch == micro_batches - 1)
                     loss_sum += loss.detach() / weight
             progress = Progress(
                 progress.step + 1,
@@ -150,15 +148,8 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
                 progress.tokens + settings.tokens_per_step,
             )
             with phase("step"):
-                sum_table_gradient(model, world.link)
-                scale.unscale(model.parameters())
-                grad_norm = clip_gradients(model, settings.optimizer.clip_norm, world.link)
                 lr = learning_rate(progress.tokens, settings.optimizer.lr, settings.schedule)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                if scale.accepts(grad_norm):
-                    optimizer.step()
-                optimizer.zero_grad()
+                grad_norm = engine.step(lr)
                 progress = replace(progress, loss_scale=scale.value, clean_steps=scale.clean_steps)
             if watcher is not None:
                 watcher.step()
@@ -190,9 +181,9 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
             if validation_parts and (progress.step % settings.validation.every_steps == 0 or last):
                 metrics.validation(progress.step, progress.tokens, run_validation())
             if progress.step % settings.checkpoint.every_steps == 0:
-                checkpoints.save(model, optimizer, progress)
+                checkpoints.save(engine, progress)
 
-        checkpoint = checkpoints.save(model, optimizer, progress)
+        checkpoint = checkpoints.save(engine, progress)
         checkpoints.wait()
         if stop.received is not None:
             metrics.say(f"stopped by {stop.received.name} at step {progress.step}; the same command goes on from there")

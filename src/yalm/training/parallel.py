@@ -157,18 +157,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
-    """Apply precision, division, fused kernels or compilation, recomputation and sharding in place; oneDNN on CPUs.
-
-    A model too large for one rank comes on "meta", and gets its memory after (`weights.materialize`).
-    """
+def prepare(model: Yalm, world: World, settings: ComputeSettings) -> None:
+    """Apply precision, division, fused kernels or compilation and recomputation in place; oneDNN on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
-    half = HALF.get(settings.precision)
     apply_precision(model, settings.precision, world.device)
-    if half is None and not compiled and world.device.type == "cpu":
+    if settings.precision not in HALF and not compiled and world.device.type == "cpu":
         onednn_linears(model)
     if world.link:
-        cut(model, world.link, half or torch.float32, world.tensor)
+        cut(model, world.link, HALF.get(settings.precision, torch.float32), world.tensor)
     if world.tensor > 1:
         divide(model, world.mesh["tensor"])
     # A fused layer does not call the modules between which tensor-parallel ranks exchange.
@@ -179,6 +175,15 @@ def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
             _recompute(layer, settings)
         if compiled:
             layer.compile()
+
+
+def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
+    """`prepare` the model and shard it, in place.
+
+    A model too large for one rank comes on "meta", and gets its memory after (`weights.materialize`).
+    """
+    prepare(model, world, settings)
+    half = HALF.get(settings.precision)
     if world.size > 1 or half is not None or settings.offload:
         # Inputs are not cast: the weights of the loss, which carry the loss scale, must arrive in fp32.
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)

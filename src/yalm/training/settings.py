@@ -17,6 +17,15 @@ from yalm.tokens.mixture import PartSettings
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
 WeightType = Literal["fp32", "bf16"]
+# What DeepSpeed can be asked for of the settings of `compute` that not every engine takes.
+DEEPSPEED_TAKES: dict[str, tuple[Any, ...]] = {
+    "zero": (1, 2, 3),
+    "replicate": (1,),
+    "tensor": (1,),
+    "pipeline": (1,),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
+    "compile": ("auto", "off"),
+}
 
 
 class ModelSettings(Settings):
@@ -88,6 +97,8 @@ class ComputeSettings(Settings):
     """Where and in what types to compute."""
 
     device: str = "auto"
+    engine: Literal["native", "deepspeed"] = "native"
+    """What computes a step: PyTorch's own FSDP2, or DeepSpeed from the extra of that name."""
     precision: Precision = "fp32"
     """The type of matrix products (see `training/precision.py`); weights, sums and optimizer stay fp32."""
     zero: Literal[0, 1, 2, 3] = 3
@@ -111,6 +122,15 @@ class ComputeSettings(Settings):
     """On GPUs, compute layers that are not compiled by Triton kernels of ours (docs/fused-operations.md)."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 takes PyTorch's choice."""
+
+    @model_validator(mode="after")
+    def _engine_takes_the_rest(self) -> Self:
+        for key, taken in DEEPSPEED_TAKES.items():
+            value = getattr(self, key)
+            if self.engine == "deepspeed" and value not in taken:
+                choice = ", ".join(str(each) for each in taken)
+                raise ValueError(f"engine deepspeed does not take {key} {value}; take {choice}, or engine native")
+        return self
 
     @model_validator(mode="after")
     def _replicates_shards(self) -> Self:
@@ -192,6 +212,12 @@ class TrainSettings(Settings):
                 f"data.sequence_length {self.data.sequence_length} must be a multiple of compute.tensor "
                 f"{self.compute.tensor}, whose ranks divide it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_keeps_fp32_weights(self) -> Self:
+        if self.optimizer.weights == "bf16" and self.compute.engine == "deepspeed":
+            raise ValueError("engine deepspeed does not take optimizer.weights bf16; take fp32, or engine native")
         return self
 
     @property

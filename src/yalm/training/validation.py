@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from yalm.model.network import DocumentAttention, Yalm, causal_attention
+from yalm.model.network import DocumentAttention, causal_attention
 from yalm.tokens.batches import Batch, windows
 from yalm.tokens.folder import TokenFolder
 from yalm.tokens.mixture import PartSettings
@@ -34,7 +35,7 @@ class ValidationPart:
 
 @torch.no_grad()
 def validate(
-    model: Yalm,
+    model: nn.Module,
     parts: Sequence[ValidationPart],
     world: World,
     *,
@@ -68,10 +69,10 @@ def validate(
     }
 
 
-def batch_loss(model: Yalm, batch: Batch, world: World, cross_documents: bool, weight: float = 1.0) -> torch.Tensor:
+def batch_loss(model: nn.Module, batch: Batch, world: World, cross_documents: bool, weight: float = 1.0) -> Tensor:
     """The summed loss of a batch in nats times `weight`, on this rank's device."""
     attention = causal_attention if cross_documents else DocumentAttention(batch.documents.to(world.device))
     targets = batch.targets.to(world.device)
     weights = torch.full(targets.shape, weight, device=world.device)
-    loss: torch.Tensor = model(batch.inputs.to(world.device), targets, weights, attention=attention)
+    loss: Tensor = model(batch.inputs.to(world.device), targets, weights, attention=attention)
     return loss
