@@ -113,3 +113,19 @@ def test_one_command_under_torchrun(make_settings: MakeSettings, tmp_path: Path)
     (model,) = (settings.output / "checkpoints").glob("step-00000024")
     generate = [sys.executable, "-m", "yalm", "generate", str(model), "--prompt", "Повар", "--max-tokens", "4"]
     assert subprocess.run(generate, check=True, timeout=120, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_optimizer_lives_in_files(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Also from checkpoint to checkpoint. DeepSpeed leaves what is below a megabyte in memory: hence the width."""
+    wide = ("model.hidden_size=256", "model.intermediate_size=640", "schedule.tokens=1536", "checkpoint.every_steps=4")
+    alone = make_settings(*wide, output="alone")
+    train(alone)
+    how = ("compute.zero=3", "compute.offload=true", f"compute.offload_folder={tmp_path / 'files'}", DEEPSPEED)
+    swapped = make_settings(*wide, *how, output="swapped")
+    run_ranks(2, train_rank_until, swapped, 5)
+    written = [file.stat().st_size for file in (tmp_path / "files").rglob("*.swp")]
+    run_ranks(2, train_rank, swapped)
+    assert len(losses(swapped)) == 8
+    assert losses(swapped) == pytest.approx(losses(alone), rel=1e-4)
+    parameters = sum(tensor.numel() for tensor in weights(swapped.output / "checkpoints" / "step-00000008").values())
+    assert sum(written) > 0.9 * 12 * parameters  # fp32 weights and two moments, less the vectors

@@ -1,4 +1,4 @@
-"""DeepSpeed as the engine of a training step: ZeRO 1 to 3, offload to the CPU, the same network and the same AdamW.
+"""DeepSpeed as the engine of a training step: ZeRO 1 to 3, offload to CPU or files, the same network and AdamW.
 
 DeepSpeed (Rajbhandari et al. 2020, arXiv 1910.02054) shards, gathers, reduces, clips and steps. The rest stays with the
 loop, and DeepSpeed is told so: gradients are averaged over ranks, as FSDP2 does, but not over micro-batches, since the
@@ -123,9 +123,14 @@ class DeepSpeedEngine:
             flats: list[Tensor] = self.zero.fp32_partitioned_groups_flat
         else:
             flats = [flat for group in optimizer.param_groups for flat in group["params"]]
-        for flat in flats:
+        for number, flat in enumerate(flats):
+            in_file = self.sharded and self.zero._swappable_optimizer_subgroup(number)
+            if in_file:
+                self.zero._optimizer_states_and_gradient_swap_in(number)
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             optimizer.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
+            if in_file:
+                self.zero._optimizer_states_and_gradient_swap_out(number)
         if not self.sharded:
             self.zero._lazy_init_hp_params_optimizer_state()
         return flats
@@ -180,7 +185,10 @@ def _config(model: Yalm, world: World, settings: TrainSettings, scale: LossScale
     }
     if compute.offload:
         memory = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
-        zero |= {"offload_optimizer": memory} | ({"offload_param": memory} if compute.zero == 3 else {})
+        folder = compute.offload_folder
+        zero["offload_optimizer"] = memory | ({"device": "nvme", "nvme_path": str(folder)} if folder else {})
+        if compute.zero == 3:
+            zero["offload_param"] = memory
     return {
         "train_micro_batch_size_per_gpu": batch.micro_sequences,
         "gradient_accumulation_steps": batch.sequences // (batch.micro_sequences * world.size),
