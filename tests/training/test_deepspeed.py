@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ranks import run_ranks
-from saving import train_rank, train_rank_until
+from saving import error_of_training, train_rank, train_rank_until
 from support import MakeSettings, losses, weights
 from yalm.model.verify import verify
 from yalm.training.loop import train
@@ -129,3 +129,16 @@ def test_the_optimizer_lives_in_files(make_settings: MakeSettings, tmp_path: Pat
     assert losses(swapped) == pytest.approx(losses(alone), rel=1e-4)
     parameters = sum(tensor.numel() for tensor in weights(swapped.output / "checkpoints" / "step-00000008").values())
     assert sum(written) > 0.9 * 12 * parameters  # fp32 weights and two moments, less the vectors
+
+
+def test_a_second_run_in_a_process_is_one_line(make_settings: MakeSettings) -> None:
+    runs = [make_settings(DEEPSPEED, output=name) for name in ("first", "second")]
+    (told,) = run_ranks(1, error_of_training, runs)
+    assert told.endswith("one run a process is all it can; start another process")
+    assert len(losses(runs[0])) == 12
+
+
+@pytest.mark.skipif(torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="this CPU has fp16")
+def test_fp16_without_instructions_is_one_line(make_settings: MakeSettings) -> None:
+    (told,) = run_ranks(1, error_of_training, [make_settings(DEEPSPEED, "compute.precision=fp16")])
+    assert told.startswith("compute.engine deepspeed: no fp16 on this device; take another compute.precision")

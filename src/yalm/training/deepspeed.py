@@ -43,8 +43,16 @@ class DeepSpeedEngine:
     """An `Engine` (which see) over `deepspeed.initialize`."""
 
     def __init__(self, model: Yalm, world: World, settings: TrainSettings, scale: LossScale) -> None:
-        """Shards `model`, in place. YalmError without DeepSpeed, or where the device has not the type."""
+        """Shards `model`, in place. YalmError without DeepSpeed, without the type, or for a second run."""
         deepspeed = _import_deepspeed(world.device)
+        dtype = HALF.get(settings.compute.precision, torch.float32)
+        if dtype not in deepspeed.get_accelerator().supported_dtypes():
+            raise YalmError(
+                f"compute.engine deepspeed: no {settings.compute.precision} on this device; take another "
+                "compute.precision, or compute.engine native"
+            )
+        if deepspeed.comm.comm.cdb is not None:  # it keeps the first run's process groups
+            raise YalmError("compute.engine deepspeed: one run a process is all it can; start another process")
         self.model, self.world, self.scale = model, world, scale
         self.sharded = settings.compute.zero == 3
         self.fragments = deepspeed.utils
@@ -55,12 +63,8 @@ class DeepSpeedEngine:
             group | {"params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
         ]
         masters = {name: parameter.data for name, parameter in model.named_parameters()}
-        try:
-            self.network: nn.Module = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=_config(model, world, settings, scale)
-            )[0]
-        except ValueError as error:  # "Type fp16 is not supported on your device."
-            raise YalmError(f"compute.engine deepspeed: {error} Take another compute.precision") from None
+        config = _config(model, world, settings, scale)
+        self.network: nn.Module = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
         self.zero: Any = self.network.optimizer
         self.states = [self.zero.optimizer.state[flat] for flat in self._flat_masters()]
         if settings.compute.precision in HALF:  # DeepSpeed has made its masters from the rounded weights
