@@ -35,6 +35,16 @@ def train_rank(settings: TrainSettings) -> None:
     loop.train(settings)
 
 
+def error_of_training(runs: list[TrainSettings]) -> str:
+    """Train run after run in this process: what a person is told when that ends."""
+    try:
+        for settings in runs:
+            loop.train(settings)
+    except YalmError as error:
+        return str(error)
+    return "no error"
+
+
 def train_rank_until(settings: TrainSettings, step: int) -> None:
     """Train as one of several ranks, each of which is asked to stop during that step."""
     learning_rate = loop.learning_rate

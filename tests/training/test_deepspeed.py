@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ranks import run_ranks
-from saving import train_rank, train_rank_until
+from saving import error_of_training, train_rank, train_rank_until
 from support import MakeSettings, losses, weights
 from yalm.model.verify import verify
 from yalm.training.loop import train
@@ -113,3 +113,32 @@ def test_one_command_under_torchrun(make_settings: MakeSettings, tmp_path: Path)
     (model,) = (settings.output / "checkpoints").glob("step-00000024")
     generate = [sys.executable, "-m", "yalm", "generate", str(model), "--prompt", "Повар", "--max-tokens", "4"]
     assert subprocess.run(generate, check=True, timeout=120, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_optimizer_lives_in_files(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Also from checkpoint to checkpoint. DeepSpeed leaves what is below a megabyte in memory: hence the width."""
+    wide = ("model.hidden_size=256", "model.intermediate_size=640", "schedule.tokens=1536", "checkpoint.every_steps=4")
+    alone = make_settings(*wide, output="alone")
+    train(alone)
+    how = ("compute.zero=3", "compute.offload=true", f"compute.offload_folder={tmp_path / 'files'}", DEEPSPEED)
+    swapped = make_settings(*wide, *how, output="swapped")
+    run_ranks(2, train_rank_until, swapped, 5)
+    written = [file.stat().st_size for file in (tmp_path / "files").rglob("*.swp")]
+    run_ranks(2, train_rank, swapped)
+    assert len(losses(swapped)) == 8
+    assert losses(swapped) == pytest.approx(losses(alone), rel=1e-4)
+    parameters = sum(tensor.numel() for tensor in weights(swapped.output / "checkpoints" / "step-00000008").values())
+    assert sum(written) > 0.9 * 12 * parameters  # fp32 weights and two moments, less the vectors
+
+
+def test_a_second_run_in_a_process_is_one_line(make_settings: MakeSettings) -> None:
+    runs = [make_settings(DEEPSPEED, output=name) for name in ("first", "second")]
+    (told,) = run_ranks(1, error_of_training, runs)
+    assert told.endswith("one run a process is all it can; start another process")
+    assert len(losses(runs[0])) == 12
+
+
+@pytest.mark.skipif(torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="this CPU has fp16")
+def test_fp16_without_instructions_is_one_line(make_settings: MakeSettings) -> None:
+    (told,) = run_ranks(1, error_of_training, [make_settings(DEEPSPEED, "compute.precision=fp16")])
+    assert told.startswith("compute.engine deepspeed: no fp16 on this device; take another compute.precision")

@@ -25,8 +25,16 @@ def test_what_deepspeed_does_not_take_is_one_line(make_settings: MakeSettings, o
     make_settings(override)
     with pytest.raises(YalmError) as error:
         make_settings(override, DEEPSPEED)
-    assert str(error.value) == f"test: compute: engine deepspeed {told}" or told in str(error.value)
+    assert str(error.value).endswith(f": engine deepspeed {told}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["compute.engine=native", "compute.zero=2", "compute.offload=false"])
+def test_offload_folder_is_for_deepspeed(make_settings: MakeSettings, missing: str) -> None:
+    how = (DEEPSPEED, "compute.zero=3", "compute.offload=true", "compute.offload_folder=files")
+    make_settings(*how)
+    with pytest.raises(YalmError, match="offload_folder is for engine deepspeed, zero 3, offload true"):
+        make_settings(*how, missing)
 
 
 def test_deepspeed_does_not_take_bf16_weights(make_settings: MakeSettings) -> None:

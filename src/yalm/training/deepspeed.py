@@ -1,4 +1,4 @@
-"""DeepSpeed as the engine of a training step: ZeRO 1 to 3, offload to the CPU, the same network and the same AdamW.
+"""DeepSpeed as the engine of a training step: ZeRO 1 to 3, offload to CPU or files, the same network and AdamW.
 
 DeepSpeed (Rajbhandari et al. 2020, arXiv 1910.02054) shards, gathers, reduces, clips and steps. The rest stays with the
 loop, and DeepSpeed is told so: gradients are averaged over ranks, as FSDP2 does, but not over micro-batches, since the
@@ -43,20 +43,24 @@ class DeepSpeedEngine:
     """An `Engine` (which see) over `deepspeed.initialize`."""
 
     def __init__(self, model: Yalm, world: World, settings: TrainSettings, scale: LossScale) -> None:
-        """Shards `model`, in place. YalmError without DeepSpeed, or where the device has not the type."""
+        """Shards `model`, in place. YalmError without DeepSpeed, without the type, or for a second run."""
         deepspeed = _import_deepspeed(world.device)
+        dtype = HALF.get(settings.compute.precision, torch.float32)
+        if dtype not in deepspeed.get_accelerator().supported_dtypes():
+            raise YalmError(
+                f"compute.engine deepspeed: no {settings.compute.precision} on this device; take another "
+                "compute.precision, or compute.engine native"
+            )
+        if deepspeed.comm.comm.cdb is not None:  # it keeps the first run's process groups
+            raise YalmError("compute.engine deepspeed: one run a process is all it can; start another process")
         self.model, self.world, self.scale = model, world, scale
         self.sharded = settings.compute.zero == 3
         self.fragments = deepspeed.utils
         prepare(model, world, settings.compute.model_copy(update={"compile": "off"}))
         optimizer = make_optimizer(model, settings.optimizer, settings.seed)
         masters = {name: parameter.data for name, parameter in model.named_parameters()}
-        try:
-            self.network: nn.Module = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=_config(model, world, settings, scale)
-            )[0]
-        except ValueError as error:  # "Type fp16 is not supported on your device."
-            raise YalmError(f"compute.engine deepspeed: {error} Take another compute.precision") from None
+        config = _config(model, world, settings, scale)
+        self.network: nn.Module = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
         self.zero: Any = self.network.optimizer
         self.states = [self.zero.optimizer.state[flat] for flat in self._flat_masters()]
         if settings.compute.precision in HALF:  # DeepSpeed has made its masters from the rounded weights
@@ -116,9 +120,14 @@ class DeepSpeedEngine:
             flats: list[Tensor] = self.zero.fp32_partitioned_groups_flat
         else:
             flats = [flat for group in optimizer.param_groups for flat in group["params"]]
-        for flat in flats:
+        for number, flat in enumerate(flats):
+            in_file = self.sharded and self.zero._swappable_optimizer_subgroup(number)
+            if in_file:
+                self.zero._optimizer_states_and_gradient_swap_in(number)
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             optimizer.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
+            if in_file:
+                self.zero._optimizer_states_and_gradient_swap_out(number)
         if not self.sharded:
             self.zero._lazy_init_hp_params_optimizer_state()
         return flats
@@ -173,7 +182,10 @@ def _config(model: Yalm, world: World, settings: TrainSettings, scale: LossScale
     }
     if compute.offload:
         memory = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
-        zero |= {"offload_optimizer": memory} | ({"offload_param": memory} if compute.zero == 3 else {})
+        folder = compute.offload_folder
+        zero["offload_optimizer"] = memory | ({"device": "nvme", "nvme_path": str(folder)} if folder else {})
+        if compute.zero == 3:
+            zero["offload_param"] = memory
     return {
         "train_micro_batch_size_per_gpu": batch.micro_sequences,
         "gradient_accumulation_steps": batch.sequences // (batch.micro_sequences * world.size),

@@ -113,6 +113,8 @@ class ComputeSettings(Settings):
     """Layers whose weights are gathered ahead of their use, forward and backward."""
     offload: bool = False
     """Keep fp32 weights, gradients and optimizer in the CPU's memory, and let the CPU take the optimizer's step."""
+    offload_folder: Path | None = None
+    """With DeepSpeed, `zero` 3 and `offload`: fp32 weights and the optimizer go to files in this folder instead."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What layers compute again in the backward pass rather than keep: `full` keeps their inputs alone, for a third
     more work; `selective` also the results of matrix products and attention, for hardly any."""
@@ -130,6 +132,12 @@ class ComputeSettings(Settings):
             if self.engine == "deepspeed" and value not in taken:
                 choice = ", ".join(str(each) for each in taken)
                 raise ValueError(f"engine deepspeed does not take {key} {value}; take {choice}, or engine native")
+        return self
+
+    @model_validator(mode="after")
+    def _offloads_to_files(self) -> Self:
+        if self.offload_folder and (self.engine, self.zero, self.offload) != ("deepspeed", 3, True):
+            raise ValueError("offload_folder is for engine deepspeed, zero 3, offload true; set these, or leave it out")
         return self
 
     @model_validator(mode="after")
