@@ -31,6 +31,14 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def among(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the values are in an ordered array."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    places = np.searchsorted(ordered, values)
+    return np.asarray(ordered[np.minimum(places, len(ordered) - 1)] == values)
+
+
 @dataclass(frozen=True)
 class Hashes:
     """Numbers of every document, one after the other: those of document i are values[offsets[i] : offsets[i + 1]]."""

@@ -20,7 +20,8 @@ them; here every document that falls was compared with the very one that is kept
 met in a band are not alike, unless that bucket had more stars than settings.leaders. The price is that bands follow one
 another; the work within a band is spread.
 
-Tables of members, stars and clusters pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
+Steps 2 and 3 hold 9 bytes a document, one column of the signatures and a mask. Tables of members, stars and clusters
+pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
 """
 
 import os
@@ -32,27 +33,28 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from yalm.corpus.rules.duplicates import DuplicatesSettings, band_name
-from yalm.corpus.words import mix
+from yalm.corpus.words import among, mix
 
 _TOGETHER = 1 << 19  # shingles compared at a time, few enough for the cache
 _MEMBERS = pa.schema([("bucket", pa.uint64()), ("uid", pa.uint64()), ("words", pa.int32())])
 _COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
+_NONE = np.empty(0, np.uint64)
 STARS = pa.schema([*_COPIES, ("similarity", pa.float64())])
 _LONGEST_FIRST = [("bucket", "ascending"), ("words", "descending"), ("uid", "ascending")]
 
 
 def copies(signature_files: Sequence[Path]) -> pa.Table:
     """Documents with all the words of another, by uid: uid, and `survivor`, the lowest uid with the same words."""
-    daft = _daft()
-    uid = daft.col("uid")
-    frame = daft.read_parquet([str(file) for file in signature_files]).select("uid", "copy", "check")
-    groups = frame.groupby("copy", "check").agg(uid.min().alias("survivor"), uid.count().alias("size"))
-    several = groups.where(daft.col("size") > 1).select("copy", "check", "survivor")
-    found = frame.join(several, on=["copy", "check"]).where(uid != daft.col("survivor"))
-    return found.select("uid", "survivor").to_arrow().cast(_COPIES).sort_by("uid")
+    names = ["copy", "check", "uid"]
+    together = _repeated(signature_files, names, _NONE).sort_by([(name, "ascending") for name in names])
+    heads = _heads(together["copy"].to_numpy()) | _heads(together["check"].to_numpy())
+    uids = together["uid"].to_numpy()
+    survivors = uids[heads][np.cumsum(heads) - 1]
+    return pa.table([uids[~heads], survivors[~heads]], schema=_COPIES).sort_by("uid")
 
 
 def members(signature_files: Sequence[Path], band: int, fallen: pa.Table) -> pa.Table:
@@ -60,15 +62,8 @@ def members(signature_files: Sequence[Path], band: int, fallen: pa.Table) -> pa.
 
     Those in the column uid of `fallen` count for nothing. Only the band's own column, uid and words are read.
     """
-    daft = _daft()
-    key = daft.col(band_name(band))
-    frame = daft.read_parquet([str(file) for file in signature_files])
-    frame = frame.where(key.not_null()).select(key.alias("bucket"), "uid", "words")
-    if len(fallen):
-        frame = frame.join(daft.from_arrow(fallen.select(["uid"])), on="uid", how="anti")
-    sizes = frame.groupby("bucket").agg(daft.col("uid").count().alias("size"))
-    shared = frame.join(sizes.where(daft.col("size") > 1).select("bucket"), on="bucket", how="semi")
-    return shared.to_arrow().select(_MEMBERS.names).cast(_MEMBERS).sort_by(_LONGEST_FIRST)
+    found = _repeated(signature_files, [band_name(band), "uid", "words"], np.unique(fallen["uid"].to_numpy()))
+    return found.rename_columns(_MEMBERS.names).cast(_MEMBERS).sort_by(_LONGEST_FIRST)
 
 
 def remaining(table: pa.Table, fallen: pa.Table, settings: DuplicatesSettings) -> pa.Table:
@@ -274,6 +269,33 @@ def _roots(uids: NDArray[np.uint64], survivors: NDArray[np.uint64]) -> NDArray[n
     ends = np.empty_like(roots)
     ends[order] = roots
     return ends
+
+
+def _repeated(files: Sequence[Path], names: list[str], fallen: NDArray[np.uint64]) -> pa.Table:
+    """The columns `names` of those rows whose first one is a number that other rows have too.
+
+    `fallen` are uids, ascending, whose rows count for nothing. The files are read twice, one after the other, so that
+    the first column alone is ever held whole: 8 bytes a document.
+    """
+
+    def rows(file: Path, columns: list[str]) -> pa.Table:
+        table = pq.read_table(file, columns=columns).filter(pc.is_valid(pc.field(columns[0])))
+        return table.filter(pa.array(~among(table["uid"].to_numpy(), fallen)))
+
+    keys = np.empty(sum(pq.read_metadata(file).num_rows for file in files), np.uint64)
+    size = 0
+    for file in files:
+        found = rows(file, [names[0], "uid"])[names[0]].to_numpy()
+        keys[size : size + len(found)] = found
+        size += len(found)
+    keys = keys[:size]
+    keys.sort()
+    keys = keys[~_heads(keys)]
+    chosen = []
+    for file in files:
+        table = rows(file, names)
+        chosen.append(table.filter(pa.array(among(table[names[0]].to_numpy(), keys))))
+    return pa.concat_tables(chosen)
 
 
 def _heads(sorted_values: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -67,7 +67,7 @@ class _Deduplication:
             for band in range(self.settings.bands)
         }
         met = self.stage("members", copied)
-        self.work.do(met, find_members, bands, spread=False, quiet=True)
+        self.work.do(met, find_members, bands, quiet=True)
         candidates = self.stage("candidates", met)
         self.work.do(candidates, find_candidates, {"candidates": {"members": _names(met)}}, spread=False, quiet=True)
         common: Task = {"settings": self.values, "candidates": _names(candidates)[0]}
@@ -134,12 +134,12 @@ def sign_shard(task: Task) -> dict[str, Any]:
 
 
 def find_copies(task: Task) -> dict[str, Any]:
-    """Task, a plan: documents with all the words of another."""
+    """Task: documents with all the words of another."""
     return _write(task, steps.copies(_paths(task["signatures"])))
 
 
 def find_members(task: Task) -> dict[str, Any]:
-    """Task, a plan: documents that share a bucket of a band."""
+    """Task: documents that share a bucket of a band."""
     return _write(task, steps.members(_paths(task["signatures"]), task["band"], _uids(task["fallen"])))
 
 
