@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(int(_PRIME), -1, 2**64))
-_USUAL = 3 << 20  # bytes
+_USUAL = 3 << 19  # bytes: a row group and the document that ends it
 _JOIN = np.uint64(0xD6E8FEB86659FD93)
 _ASCII = np.array([chr(byte).isalnum() if byte < 0x80 else True for byte in range(256)])
 

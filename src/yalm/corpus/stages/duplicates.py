@@ -19,12 +19,15 @@ from yalm.corpus.engine import Task, TaskFunction
 from yalm.corpus.rules import clusters as steps
 from yalm.corpus.rules.duplicates import DuplicatesSettings, shingles_of, signatures
 from yalm.corpus.stage import Stage
+from yalm.corpus.sums import joined
 from yalm.corpus.tables import Tables, row_groups, rows_between
 from yalm.corpus.work import Work
 
 CLUSTERS = "clusters.parquet"
 COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
-SLICE_SHINGLES = 25_000_000  # of 8 bytes, compared by one task
+SLICE_SHINGLES = 8_000_000  # compared by one task, at some 20 bytes each
+_ROWS = 1 << 14  # of signatures in a row group: 2 MB
+_SPAN = 1 << 16  # of what falls in a row group, which is what a shard reads of it for a megabyte of text
 
 
 def deduplicate(work: Work, folder: Path, settings: DuplicatesSettings, shards: dict[str, Path], clean: Stage) -> Stage:
@@ -126,8 +129,8 @@ def sign_shard(task: Task) -> dict[str, Any]:
     name = f"{task['name']}.parquet"
     count = 0
     with Tables(Path(task["folder"], name)) as out:
-        for table in row_groups(Path(task["shard"]), ["uid", "text"]):
-            signed = signatures(table, settings)
+        tables = row_groups(Path(task["shard"]), ["uid", "text"])
+        for signed in joined((signatures(table, settings) for table in tables), _ROWS):
             out.write(signed)
             count += len(signed)
     return {"files": [name], "counts": {"documents": count}}
@@ -205,7 +208,7 @@ def find_clusters(task: Task) -> dict[str, Any]:
 
 
 def _gather(task: Task, pairs: pa.Table, shingles: int) -> dict[str, Any]:
-    """Write slices of some 200 MB, each a folder of files."""
+    """Write slices, each a folder of files."""
     folder = Path(task["folder"])
     with atomic_folder(folder / task["name"]) as temporary:
         steps.gather(pairs, _paths(task["shingles"]), -(-shingles // SLICE_SHINGLES), temporary)
@@ -217,7 +220,7 @@ def _write(task: Task, table: pa.Table) -> dict[str, Any]:
     """The result of a task that is one table."""
     name = f"{task['name']}.parquet"
     with atomic_file(Path(task["folder"], name)) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=_SPAN)
     return {"files": [name], "counts": {"documents": len(table)}}
 
 
