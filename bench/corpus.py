@@ -28,7 +28,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import report
 from yalm.tokens.documents import find_files, read_raw
 
 LANGUAGES = ("ru", "en")
@@ -114,6 +113,13 @@ def datatrove(python: str, source: Path, output: Path, language: str) -> dict[st
     command = [python, str(script), str(source), str(output), language, str(model)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def report(*arguments: Any) -> None:
+    """Print a table. What that needs (PyTorch) is imported here, so that the pipeline's processes are without it."""
+    import measure
+
+    measure.report(*arguments)
 
 
 def speed(options: argparse.Namespace, folder: Path) -> None:

@@ -6,7 +6,7 @@ was merged is merged again: every level reads and writes all counts once, and th
 that of the shards.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -46,14 +46,18 @@ def merged(runs: Sequence[Iterable[pa.Table]], keys: list[str], values: list[str
         heads = [(rest, run) for rest, run in rests if rest is not None]
 
 
-def joined(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Consecutive tables as one, each of at least so many rows but for the last."""
+def joined(
+    tables: Iterable[pa.Table], least: int, size: Callable[[pa.Table], int] = lambda table: int(table.num_rows)
+) -> Iterator[pa.Table]:
+    """Consecutive tables as one, each of at least so many rows, or so much of another `size`, but for the last."""
     waiting: list[pa.Table] = []
+    waits = 0
     for table in tables:
         waiting.append(table)
-        if sum(map(len, waiting)) >= rows:
+        waits += size(table)
+        if waits >= least:
             yield pa.concat_tables(waiting)
-            waiting = []
+            waiting, waits = [], 0
     if waiting:
         yield pa.concat_tables(waiting)
 

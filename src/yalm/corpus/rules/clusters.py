@@ -24,11 +24,10 @@ Steps 2 and 3 hold 9 bytes a document, one column of the signatures and a mask. 
 pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +36,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from yalm.corpus.rules.duplicates import DuplicatesSettings, band_name
+from yalm.corpus.sums import joined
+from yalm.corpus.tables import row_groups, rows_between
 from yalm.corpus.words import among, mix
 
+_WAITING = 32 << 20  # bytes
+_PIECE = 64 << 10  # bytes
 _TOGETHER = 1 << 19  # shingles compared at a time, few enough for the cache
 _MEMBERS = pa.schema([("bucket", pa.uint64()), ("uid", pa.uint64()), ("words", pa.int32())])
 _COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
@@ -78,19 +81,21 @@ def remaining(table: pa.Table, fallen: pa.Table, settings: DuplicatesSettings) -
     return table.set_column(0, "bucket", pa.array(buckets)).filter(pa.array(~alone))
 
 
-def gather(table: pa.Table, shingle_files: Sequence[Path], slices: int, folder: Path) -> list[Path]:
-    """Write the members (bucket, uid) with their shingles below `folder`, a bucket in one slice; the slices' folders.
+def gather(pairs: Path, shingle_files: Sequence[Path], slices: int, folder: Path) -> list[Path]:
+    """Write the members (bucket, uid; by uid) of the file `pairs` with their shingles, a bucket in one slice.
 
-    The one step that moves much: a join by Daft. A slice is read whole by `stars`, so choose them of some 100 MB.
+    Each slice is a folder below `folder`; all that are not empty are returned. What is to be written waits until there
+    is enough for files of some size: _WAITING bytes, or _PIECE a slice. A slice is read whole by `stars`.
     """
-    if not len(table):
-        return []
-    daft = _daft()
-    numbers = pa.array((mix(table["bucket"].to_numpy()) % np.uint64(slices)).astype(np.int32))
-    wanted = daft.from_arrow(table.select(["bucket", "uid"]).append_column("slice", numbers))
-    shingles = daft.read_parquet([str(file) for file in shingle_files])
-    shingles.join(wanted, on="uid").write_parquet(str(folder), partition_cols=["slice"])
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    paths = []
+    parts = (_with_shingles(pairs, table) for file in shingle_files for table in row_groups(file))
+    for number, table in enumerate(joined(parts, max(_WAITING, slices * _PIECE), lambda part: part.nbytes)):
+        slice_of = mix(table["bucket"].to_numpy()) % np.uint64(slices)
+        for place in np.unique(slice_of).tolist():
+            paths.append(folder / f"slice={place}" / f"{number:05}.parquet")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.filter(pa.array(slice_of == np.uint64(place))), paths[-1], compression="zstd")
+    return sorted({path.parent for path in paths})
 
 
 def stars(table: pa.Table, settings: DuplicatesSettings) -> pa.Table:
@@ -271,6 +276,15 @@ def _roots(uids: NDArray[np.uint64], survivors: NDArray[np.uint64]) -> NDArray[n
     return ends
 
 
+def _with_shingles(pairs: Path, shingles: pa.Table) -> pa.Table:
+    """Those of the members in `pairs` whose shingles a table (by uid) has, with these."""
+    members = rows_between(pairs, shingles["uid"], ["bucket", "uid"])
+    uids = shingles["uid"].to_numpy()
+    members = members.filter(pa.array(among(members["uid"].to_numpy(), uids)))
+    found = shingles.take(pa.array(np.searchsorted(uids, members["uid"].to_numpy())))
+    return found.append_column("bucket", members["bucket"])
+
+
 def _repeated(files: Sequence[Path], names: list[str], fallen: NDArray[np.uint64]) -> pa.Table:
     """The columns `names` of those rows whose first one is a number that other rows have too.
 
@@ -308,12 +322,3 @@ def _heads(sorted_values: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def _stars_table(uids: NDArray[np.uint64], survivors: NDArray[np.uint64], similarity: NDArray[np.float64]) -> pa.Table:
     """What fell to what, by uid."""
     return pa.table([uids, survivors, similarity], schema=STARS).sort_by("uid")
-
-
-def _daft() -> Any:
-    """Daft, without its telemetry and its progress bars, which are ours to draw."""
-    for name, value in (("DAFT_ANALYTICS_ENABLED", "0"), ("DO_NOT_TRACK", "1"), ("DAFT_PROGRESS_BAR", "0")):
-        os.environ.setdefault(name, value)
-    import daft
-
-    return daft
