@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -94,7 +93,7 @@ def ours(inputs: list[Path], output: Path, overrides: list[str]) -> dict[str, An
         "cpu": time.process_time() - imported,
         "cpu with imports": time.process_time() - before,
         "wall": time.perf_counter() - start,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "peak": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10,
     }
 
 

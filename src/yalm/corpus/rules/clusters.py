@@ -40,8 +40,7 @@ from yalm.corpus.sums import joined
 from yalm.corpus.tables import row_groups, rows_between
 from yalm.corpus.words import among, mix
 
-_WAITING = 32 << 20  # bytes
-_PIECE = 64 << 10  # bytes
+_WAITING, _PIECE = 16 << 20, 64 << 10  # bytes, of all slices and of each
 _TOGETHER = 1 << 19  # shingles compared at a time, few enough for the cache
 _MEMBERS = pa.schema([("bucket", pa.uint64()), ("uid", pa.uint64()), ("words", pa.int32())])
 _COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
@@ -94,7 +93,8 @@ def gather(pairs: Path, shingle_files: Sequence[Path], slices: int, folder: Path
         for place in np.unique(slice_of).tolist():
             paths.append(folder / f"slice={place}" / f"{number:05}.parquet")
             paths[-1].parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table.filter(pa.array(slice_of == np.uint64(place))), paths[-1], compression="zstd")
+            of_slice = table.filter(pa.array(slice_of == np.uint64(place)))
+            pq.write_table(of_slice, paths[-1], compression="zstd", use_dictionary=False)  # hashes hardly repeat
     return sorted({path.parent for path in paths})
 
 

@@ -22,8 +22,8 @@ from yalm.corpus.work import Work
 
 DOMAINS_FILE = "domains.parquet"
 _COUNTS, _LINES = ".domains.parquet", ".lines.parquet"
-_FAN_IN = 64  # files merged at a time
-_ROWS = 1 << 14  # in a row group, which is what merging holds of a file: of lines half a megabyte
+_FAN_IN = 16  # files merged at a time
+_ROWS = 1 << 13  # in a row group, which is what merging holds of a file: of lines a quarter of a megabyte
 _RUN = 1 << 17  # rows of lines, found in some megabytes of text, that are added up before those of a shard are
 
 

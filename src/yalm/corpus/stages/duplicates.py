@@ -26,7 +26,7 @@ from yalm.corpus.work import Work
 
 CLUSTERS = "clusters.parquet"
 COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
-SLICE_SHINGLES = 8_000_000  # compared by one task, at some 20 bytes each
+SLICE_SHINGLES = 4_000_000  # compared by one task, at some 20 bytes each
 _ROWS = 1 << 14  # of signatures in a row group: 2 MB
 _SHINGLES = 4 << 20  # bytes of shingles in a row group
 _FILES = 64  # of shingles, gathered by one task
