@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -28,7 +27,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import report
 from yalm.tokens.documents import find_files, read_raw
 
 LANGUAGES = ("ru", "en")
@@ -95,7 +93,7 @@ def ours(inputs: list[Path], output: Path, overrides: list[str]) -> dict[str, An
         "cpu": time.process_time() - imported,
         "cpu with imports": time.process_time() - before,
         "wall": time.perf_counter() - start,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "peak": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10,
     }
 
 
@@ -114,6 +112,13 @@ def datatrove(python: str, source: Path, output: Path, language: str) -> dict[st
     command = [python, str(script), str(source), str(output), language, str(model)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def report(*arguments: Any) -> None:
+    """Print a table. What that needs (PyTorch) is imported here, so that the pipeline's processes are without it."""
+    import measure
+
+    measure.report(*arguments)
 
 
 def speed(options: argparse.Namespace, folder: Path) -> None:

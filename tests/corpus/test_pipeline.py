@@ -22,7 +22,7 @@ from yalm.tokens.documents import find_files, read_raw
 from yalm.tokens.folder import TokenFolder
 
 STAGES = ("read", "clean", "signatures", "copies", "members", "candidates", "shingles", "compare-00-slices")
-STAGES += ("compare-unsettled-0-slices", "compare-settled-0", "duplicates", "domain-counts", "domains", "documents")
+STAGES += ("compare-unsettled-0-pairs", "compare-settled-0", "duplicates", "domain-counts", "domains", "documents")
 
 
 def write_lines(path: Path, documents: list[dict[str, Any]]) -> None:

@@ -1,9 +1,9 @@
-"""Where the work is done: tasks and table plans through Daft, on this machine or on a Ray cluster.
+"""Where the work is done: tasks handed out by Daft, on this machine or on a Ray cluster.
 
 A task is a pure function of one JSON object, files to files, so that it runs in any process of any machine that sees
 the same file system. Daft hands tasks out one by one: its native runner to worker processes here, its Ray runner to
-the cluster. Tables that must be seen whole (one band of signatures, the lines of all domains) are Daft plans over
-Parquet. With one worker on the native runner tasks run in this process, for there is nothing to hand out.
+the cluster. Joins and sums over all shards are tasks too, for Daft's own hold their tables in memory. With one worker
+on the native runner tasks run in this process, for there is nothing to hand out.
 """
 
 import importlib
@@ -21,7 +21,7 @@ TaskFunction = Callable[[Task], dict[str, Any]]
 
 
 class Engine:
-    """Runs tasks and plans. `workers` is how many tasks run at once; all cores of the machine or cluster if not given.
+    """Runs tasks. `workers` is how many tasks run at once; all cores of the machine or cluster if not given.
 
     `address` is that of a running Ray cluster ("host:6379" or "auto"); without one, Ray is started here. Daft has one
     runner a process: YalmError if another was chosen before, or if Ray is not installed.
@@ -69,7 +69,7 @@ class Engine:
 
 
 def here(function: TaskFunction, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
-    """`function` of each task in this process: for tasks that are plans of the engine themselves."""
+    """`function` of each task in this process: for what is one task, and not worth handing out."""
     for task in tasks:
         yield function(task)
 

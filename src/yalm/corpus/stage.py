@@ -99,7 +99,7 @@ class Stage:
     ) -> Manifest:
         """Do the tasks that are not done, and write the manifest. `advance` hears every record, old ones too.
 
-        `apply` does the work: `Engine.map`, or `engine.here` for tasks that are plans of the engine themselves.
+        `apply` does the work: `Engine.map`, or `engine.here` in this process.
 
         `function` gets the task with "folder" (where to write) and "name" (how its files' names begin) added, and
         returns {"files": names, "counts": numbers, "facts": anything}. YalmError if the disk is full.

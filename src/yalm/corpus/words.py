@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(int(_PRIME), -1, 2**64))
-_USUAL = 3 << 20  # bytes
+_USUAL = 3 << 19  # bytes: a row group and the document that ends it
 _JOIN = np.uint64(0xD6E8FEB86659FD93)
 _ASCII = np.array([chr(byte).isalnum() if byte < 0x80 else True for byte in range(256)])
 
@@ -29,6 +29,14 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def among(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the values are in an ordered array."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    places = np.searchsorted(ordered, values)
+    return np.asarray(ordered[np.minimum(places, len(ordered) - 1)] == values)
 
 
 @dataclass(frozen=True)

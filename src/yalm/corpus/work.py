@@ -28,7 +28,7 @@ class Work:
     ) -> Stage:
         """Do a stage, or find it done. `watch` hears the record of every task.
 
-        Without `spread` the tasks are done in this process, one after the other: they are plans for the engine.
+        Without `spread` the tasks are done in this process, one after the other.
         """
         started = time.monotonic()
         console = Console(stderr=True)

@@ -32,14 +32,14 @@ def tables(shard: Sequence[Page], number: int = 0) -> tuple[pa.Table, pa.Table]:
     return table, pa.table({"uid": pa.array(cut, pa.uint64()), "survivor": pa.array([0] * len(cut), pa.uint64())})
 
 
-def judge(folder: Path, shards: Sequence[Sequence[Page]], rule: DomainsSettings) -> pa.Table:
+def judge(folder: Path, shards: Sequence[Sequence[Page]], rule: DomainsSettings, rows: int = 1000) -> pa.Table:
     """What becomes of the domains, counted shard by shard."""
     files: tuple[list[Path], list[Path]] = ([], [])
     for number, shard in enumerate(shards):
         for name, table, paths in zip(("domains", "lines"), count_domains(*tables(shard, number)), files, strict=True):
             assert table.schema.equals(module.DOMAIN_COUNTS if name == "domains" else module.LINE_COUNTS)
             paths.append(folder / f"{name}-{number}.parquet")
-            pq.write_table(table, paths[-1])
+            pq.write_table(table, paths[-1], row_group_size=rows)
     return judge_domains(*files, rule)
 
 
@@ -71,9 +71,8 @@ def test_shares_are_those_of_plain_loops_however_the_work_is_cut(
 ) -> None:
     rule = DomainsSettings(template_documents=template, min_documents=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_RANGE", rows)
         patch.setattr(module, "_BATCH", batch)
-        found = judge(tmp_path, [web[:cut], web[cut:]], rule)
+        found = judge(tmp_path, [web[:cut], web[cut:]], rule, rows)
     assert found.schema.equals(module.DOMAINS)
     rows_found = {row.pop("domain"): row for row in found.to_pylist()}
     expected = plain(web, template)

@@ -60,7 +60,8 @@ def find(shards: Sequence[pa.Table], folder: Path, options: DuplicatesSettings =
         pq.write_table(shingles_of(shard, uids, options), shingled[-1])
 
     def compare(table: pa.Table, name: str) -> list[pa.Table]:
-        parts = clusters.gather(table, shingled, slices, folder / name)
+        pq.write_table(table.select(["bucket", "uid"]).sort_by("uid"), folder / f"{name}.parquet")
+        parts = clusters.gather(folder / f"{name}.parquet", shingled, slices, folder / name)
         return [clusters.stars(pq.read_table(part), options) for part in parts]
 
     found = clusters.STARS.empty_table()

@@ -20,39 +20,43 @@ them; here every document that falls was compared with the very one that is kept
 met in a band are not alike, unless that bucket had more stars than settings.leaders. The price is that bands follow one
 another; the work within a band is spread.
 
-Tables of members, stars and clusters pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
+Steps 2 and 3 hold 9 bytes a document, one column of the signatures and a mask. Tables of members, stars and clusters
+pass through one process, at 20 bytes a row: it holds some 1e9 rows of a band.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from yalm.corpus.rules.duplicates import DuplicatesSettings, band_name
-from yalm.corpus.words import mix
+from yalm.corpus.sums import joined
+from yalm.corpus.tables import row_groups, rows_between
+from yalm.corpus.words import among, mix
 
+_WAITING, _PIECE = 16 << 20, 64 << 10  # bytes, of all slices and of each
 _TOGETHER = 1 << 19  # shingles compared at a time, few enough for the cache
 _MEMBERS = pa.schema([("bucket", pa.uint64()), ("uid", pa.uint64()), ("words", pa.int32())])
 _COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
+_NONE = np.empty(0, np.uint64)
 STARS = pa.schema([*_COPIES, ("similarity", pa.float64())])
 _LONGEST_FIRST = [("bucket", "ascending"), ("words", "descending"), ("uid", "ascending")]
 
 
 def copies(signature_files: Sequence[Path]) -> pa.Table:
     """Documents with all the words of another, by uid: uid, and `survivor`, the lowest uid with the same words."""
-    daft = _daft()
-    uid = daft.col("uid")
-    frame = daft.read_parquet([str(file) for file in signature_files]).select("uid", "copy", "check")
-    groups = frame.groupby("copy", "check").agg(uid.min().alias("survivor"), uid.count().alias("size"))
-    several = groups.where(daft.col("size") > 1).select("copy", "check", "survivor")
-    found = frame.join(several, on=["copy", "check"]).where(uid != daft.col("survivor"))
-    return found.select("uid", "survivor").to_arrow().cast(_COPIES).sort_by("uid")
+    names = ["copy", "check", "uid"]
+    together = _repeated(signature_files, names, _NONE).sort_by([(name, "ascending") for name in names])
+    heads = _heads(together["copy"].to_numpy()) | _heads(together["check"].to_numpy())
+    uids = together["uid"].to_numpy()
+    survivors = uids[heads][np.cumsum(heads) - 1]
+    return pa.table([uids[~heads], survivors[~heads]], schema=_COPIES).sort_by("uid")
 
 
 def members(signature_files: Sequence[Path], band: int, fallen: pa.Table) -> pa.Table:
@@ -60,15 +64,8 @@ def members(signature_files: Sequence[Path], band: int, fallen: pa.Table) -> pa.
 
     Those in the column uid of `fallen` count for nothing. Only the band's own column, uid and words are read.
     """
-    daft = _daft()
-    key = daft.col(band_name(band))
-    frame = daft.read_parquet([str(file) for file in signature_files])
-    frame = frame.where(key.not_null()).select(key.alias("bucket"), "uid", "words")
-    if len(fallen):
-        frame = frame.join(daft.from_arrow(fallen.select(["uid"])), on="uid", how="anti")
-    sizes = frame.groupby("bucket").agg(daft.col("uid").count().alias("size"))
-    shared = frame.join(sizes.where(daft.col("size") > 1).select("bucket"), on="bucket", how="semi")
-    return shared.to_arrow().select(_MEMBERS.names).cast(_MEMBERS).sort_by(_LONGEST_FIRST)
+    found = _repeated(signature_files, [band_name(band), "uid", "words"], np.unique(fallen["uid"].to_numpy()))
+    return found.rename_columns(_MEMBERS.names).cast(_MEMBERS).sort_by(_LONGEST_FIRST)
 
 
 def remaining(table: pa.Table, fallen: pa.Table, settings: DuplicatesSettings) -> pa.Table:
@@ -83,19 +80,22 @@ def remaining(table: pa.Table, fallen: pa.Table, settings: DuplicatesSettings) -
     return table.set_column(0, "bucket", pa.array(buckets)).filter(pa.array(~alone))
 
 
-def gather(table: pa.Table, shingle_files: Sequence[Path], slices: int, folder: Path) -> list[Path]:
-    """Write the members (bucket, uid) with their shingles below `folder`, a bucket in one slice; the slices' folders.
+def gather(pairs: Path, shingle_files: Sequence[Path], slices: int, folder: Path) -> list[Path]:
+    """Write the members (bucket, uid; by uid) of the file `pairs` with their shingles, a bucket in one slice.
 
-    The one step that moves much: a join by Daft. A slice is read whole by `stars`, so choose them of some 100 MB.
+    Each slice is a folder below `folder`; all that are not empty are returned. What is to be written waits until there
+    is enough for files of some size: _WAITING bytes, or _PIECE a slice. A slice is read whole by `stars`.
     """
-    if not len(table):
-        return []
-    daft = _daft()
-    numbers = pa.array((mix(table["bucket"].to_numpy()) % np.uint64(slices)).astype(np.int32))
-    wanted = daft.from_arrow(table.select(["bucket", "uid"]).append_column("slice", numbers))
-    shingles = daft.read_parquet([str(file) for file in shingle_files])
-    shingles.join(wanted, on="uid").write_parquet(str(folder), partition_cols=["slice"])
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+    paths = []
+    parts = (_with_shingles(pairs, table) for file in shingle_files for table in row_groups(file))
+    for number, table in enumerate(joined(parts, max(_WAITING, slices * _PIECE), lambda part: part.nbytes)):
+        slice_of = mix(table["bucket"].to_numpy()) % np.uint64(slices)
+        for place in np.unique(slice_of).tolist():
+            paths.append(folder / f"slice={place}" / f"{number:05}.parquet")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            of_slice = table.filter(pa.array(slice_of == np.uint64(place)))
+            pq.write_table(of_slice, paths[-1], compression="zstd", use_dictionary=False)  # hashes hardly repeat
+    return sorted({path.parent for path in paths})
 
 
 def stars(table: pa.Table, settings: DuplicatesSettings) -> pa.Table:
@@ -276,6 +276,42 @@ def _roots(uids: NDArray[np.uint64], survivors: NDArray[np.uint64]) -> NDArray[n
     return ends
 
 
+def _with_shingles(pairs: Path, shingles: pa.Table) -> pa.Table:
+    """Those of the members in `pairs` whose shingles a table (by uid) has, with these."""
+    members = rows_between(pairs, shingles["uid"], ["bucket", "uid"])
+    uids = shingles["uid"].to_numpy()
+    members = members.filter(pa.array(among(members["uid"].to_numpy(), uids)))
+    found = shingles.take(pa.array(np.searchsorted(uids, members["uid"].to_numpy())))
+    return found.append_column("bucket", members["bucket"])
+
+
+def _repeated(files: Sequence[Path], names: list[str], fallen: NDArray[np.uint64]) -> pa.Table:
+    """The columns `names` of those rows whose first one is a number that other rows have too.
+
+    `fallen` are uids, ascending, whose rows count for nothing. The files are read twice, one after the other, so that
+    the first column alone is ever held whole: 8 bytes a document.
+    """
+
+    def rows(file: Path, columns: list[str]) -> pa.Table:
+        table = pq.read_table(file, columns=columns).filter(pc.is_valid(pc.field(columns[0])))
+        return table.filter(pa.array(~among(table["uid"].to_numpy(), fallen)))
+
+    keys = np.empty(sum(pq.read_metadata(file).num_rows for file in files), np.uint64)
+    size = 0
+    for file in files:
+        found = rows(file, [names[0], "uid"])[names[0]].to_numpy()
+        keys[size : size + len(found)] = found
+        size += len(found)
+    keys = keys[:size]
+    keys.sort()
+    keys = keys[~_heads(keys)]
+    chosen = []
+    for file in files:
+        table = rows(file, names)
+        chosen.append(table.filter(pa.array(among(table[names[0]].to_numpy(), keys))))
+    return pa.concat_tables(chosen)
+
+
 def _heads(sorted_values: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which values are not equal to the one before."""
     heads = np.ones(len(sorted_values), bool)
@@ -286,12 +322,3 @@ def _heads(sorted_values: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def _stars_table(uids: NDArray[np.uint64], survivors: NDArray[np.uint64], similarity: NDArray[np.float64]) -> pa.Table:
     """What fell to what, by uid."""
     return pa.table([uids, survivors, similarity], schema=STARS).sort_by("uid")
-
-
-def _daft() -> Any:
-    """Daft, without its telemetry and its progress bars, which are ours to draw."""
-    for name, value in (("DAFT_ANALYTICS_ENABLED", "0"), ("DO_NOT_TRACK", "1"), ("DAFT_PROGRESS_BAR", "0")):
-        os.environ.setdefault(name, value)
-    import daft
-
-    return daft

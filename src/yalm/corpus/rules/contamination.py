@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from yalm.corpus.rules.rule import Batch, Rule, Verdict, decide, untouched
-from yalm.corpus.words import Words
+from yalm.corpus.words import Words, among
 from yalm.tokens.documents import find_files, read_texts
 
 _TOGETHER = 1 << 20  # characters of evaluation texts hashed at a time
@@ -55,7 +55,7 @@ class Contamination(Rule):
         if not self.texts:
             return untouched(batch)
         runs = batch.words.shingles(self.words)
-        shared = _among(runs.values, self._runs)
+        shared = among(runs.values, self._runs)
         before = np.concatenate(([0], np.cumsum(shared)))
         counts = (before[runs.offsets[1:]] - before[runs.offsets[:-1]]).astype(np.float64)
         limit = float(self.max_shared)
@@ -73,11 +73,3 @@ def _parts(texts: Iterable[str]) -> Iterator[pa.LargeStringArray]:
             yield pa.array(part, pa.large_string())
             part, size = [], 0
     yield pa.array(part, pa.large_string())
-
-
-def _among(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of the values are in an ordered array."""
-    if not len(ordered):
-        return np.zeros(len(values), bool)
-    places = np.searchsorted(ordered, values)
-    return np.asarray(ordered[np.minimum(places, len(ordered) - 1)] == values)

@@ -1,28 +1,28 @@
 """Domains of repetitive texts, such as shops, dropped whole.
 
 Two things give a repetitive domain away: most of its documents are near-duplicates, or most of what the others hold is
-template text, lines that stand in many of its documents. Both are sums, so every shard is counted alone, and the
-counts of all shards are added up by Daft, one range of domains at a time: memory is that of one range, for the price
-of one number for each distinct line of each domain on the disk (about a tenth of the text). The domain is the host
-without "www.", not the registrable domain, for on blog hosts every author has a host of his own.
+template text, lines that stand in many of its documents. Both are sums, so every shard is counted alone, in the order
+of domains and lines, and the counts of all shards are merged (`sums`): memory is that of a few batches and of one row a
+domain, for the price of one number for each distinct line of each domain on the disk (about a tenth of the text). The
+domain is the host without "www.", not the registrable domain, for on blog hosts every author has a host of his own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
 from yalm.config import Settings
-from yalm.corpus.words import span_hashes, utf8_buffer
+from yalm.corpus.sums import merged, sums
+from yalm.corpus.tables import row_groups
+from yalm.corpus.words import among, span_hashes, utf8_buffer
 
 _BATCH = 4 << 20  # bytes of text whose lines are found at a time
-_RANGE = 1_000_000  # rows of line counts that are added up at a time
 
 # What one shard knows of each domain; `key` is the hash of the domain. `line_bytes` are those of the lines of documents
 # that are no near-duplicates, the rest is of all documents.
@@ -110,9 +110,9 @@ def count_domains(table: pa.Table, duplicates: pa.Table) -> tuple[pa.Table, pa.T
                 "bytes": (ends - starts)[counted],
             }
         )
-        of_documents = _sums(found, ["document", "key", "line"], ["bytes"])
+        of_documents = sums(found, ["document", "key", "line"], ["bytes"])
         ones = pa.array(np.ones(len(of_documents), np.int64))
-        lines.append(_sums(of_documents.append_column("documents", ones), ["key", "line"], ["documents", "bytes"]))
+        lines.append(sums(of_documents.append_column("documents", ones), ["key", "line"], ["documents", "bytes"]))
     documents_table = pa.table(
         {
             "key": keys,
@@ -123,32 +123,26 @@ def count_domains(table: pa.Table, duplicates: pa.Table) -> tuple[pa.Table, pa.T
             "line_bytes": np.where(cut, 0, line_bytes),
         }
     ).filter(pa.array(on_web))
-    domains = _sums(documents_table, ["key", "domain"], ["documents", "bytes", "duplicates", "line_bytes"])
-    return domains, _sums(pa.concat_tables(lines), ["key", "line"], ["documents", "bytes"])
+    domains = sums(documents_table, ["key", "domain"], ["documents", "bytes", "duplicates", "line_bytes"])
+    return domains, sums(pa.concat_tables(lines), ["key", "line"], ["documents", "bytes"])
 
 
-def add_counts(counts: Sequence[tuple[pa.Table, pa.Table]]) -> tuple[pa.Table, pa.Table]:
-    """The counts of several parts of a shard as those of one, again in the order of keys."""
-    domains, lines = (pa.concat_tables(tables) for tables in zip(*counts, strict=True))
-    return (
-        _sums(domains, ["key", "domain"], DOMAIN_COUNTS.names[2:]),
-        _sums(lines, ["key", "line"], LINE_COUNTS.names[2:]),
-    )
+def add_up(runs: Sequence[Iterable[pa.Table]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Counts, all in DOMAIN_COUNTS or all in LINE_COUNTS and in the order of keys, as those of one shard, in parts."""
+    return merged(runs, schema.names[:2], schema.names[2:])
 
 
 def judge_domains(domains: Sequence[Path], lines: Sequence[Path], settings: DomainsSettings) -> pa.Table:
-    """All domains and what becomes of them, in DOMAINS, from the counts of all shards as Parquet files.
+    """All domains and what becomes of them, in DOMAINS, from counts of shards as Parquet files.
 
-    Runs on the runner that Daft is set to. Holds one row a domain, besides the counts of one range of keys.
+    Holds one row a domain, and a row group of each file.
     """
-    rows = sum(pq.read_metadata(path).num_rows for path in lines)
-    ranges = max(1, -(-rows // _RANGE))
-    bounds = [2**64 * i // ranges for i in range(ranges + 1)]
-    parts = [_add_up(domains, lines, low, high - 1, settings.template_documents) for low, high in pairwise(bounds)]
+    parts = [DOMAIN_COUNTS.empty_table(), *add_up([row_groups(file) for file in domains], DOMAIN_COUNTS)]
     table = pa.concat_tables(parts).sort_by("domain")
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "domain"}
+    template_bytes = _template_bytes(columns["key"], lines, settings.template_documents)
     duplicate_share = columns["duplicates"] / np.maximum(1, columns["documents"])
-    template_share = columns["template_bytes"] / np.maximum(1, columns["line_bytes"])
+    template_share = template_bytes / np.maximum(1, columns["line_bytes"])
     judged = columns["documents"] >= settings.min_documents
     reasons = np.full(len(table), "", object)
     reasons[judged & (template_share > settings.max_template_share)] = "template text"
@@ -201,38 +195,17 @@ def _lines(
     return starts, ends, np.searchsorted(offsets, starts, "right") - 1
 
 
-def _sums(table: pa.Table, keys: list[str], values: list[str]) -> pa.Table:
-    """The sums of `values` by `keys`, in the order of keys."""
-    sums = table.group_by(keys).aggregate([(name, "sum") for name in values])
-    return (
-        sums.select([*keys, *(f"{name}_sum" for name in values)])
-        .rename_columns([*keys, *values])
-        .sort_by([(key, "ascending") for key in keys])
-    )
-
-
-def _add_up(domains: Sequence[Path], lines: Sequence[Path], low: int, high: int, template_documents: int) -> pa.Table:
-    """The counts of the domains whose keys lie between `low` and `high`, and the bytes of their template text."""
-    import daft
-    from daft import DataFrame, col, lit
-
-    def read(paths: Sequence[Path]) -> DataFrame:
-        bounds = [lit(bound).cast(daft.DataType.uint64()) for bound in (low, high)]
-        return daft.read_parquet([str(path) for path in paths]).where(
-            (col("key") >= bounds[0]) & (col("key") <= bounds[1])
-        )
-
-    template = (
-        read(lines)
-        .groupby("key", "line")
-        .agg(col("documents").sum(), col("bytes").sum())
-        .where(col("documents") >= lit(template_documents))
-        .groupby("key")
-        .agg(col("bytes").sum().alias("template_bytes"))
-    )
-    counts = [col(name).sum() for name in ("documents", "bytes", "duplicates", "line_bytes")]
-    joined = read(domains).groupby("key", "domain").agg(*counts).join(template, on="key", how="left")
-    return joined.with_column("template_bytes", col("template_bytes").fill_null(0)).exclude("key").to_arrow()
+def _template_bytes(keys: NDArray[np.uint64], lines: Sequence[Path], documents: int) -> NDArray[np.int64]:
+    """Of each domain the bytes of lines that stand in at least so many of its documents."""
+    parts = [LINE_COUNTS.empty_table().select(["key", "bytes"])]
+    for table in add_up([row_groups(file) for file in lines], LINE_COUNTS):
+        parts.append(sums(table.filter(pc.field("documents") >= documents), ["key"], ["bytes"]))
+    found = sums(pa.concat_tables(parts), ["key"], ["bytes"])
+    with_templates = found["key"].to_numpy()
+    template = among(keys, with_templates)
+    sizes = np.zeros(len(keys), np.int64)
+    sizes[template] = found["bytes"].to_numpy()[np.searchsorted(with_templates, keys[template])]
+    return sizes
 
 
 def _by_list(domain: str, reason: str, listed: Mapping[str, str]) -> str:

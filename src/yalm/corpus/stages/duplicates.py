@@ -6,6 +6,7 @@ one is spread. When the list is made, what led to it is removed.
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from yalm.corpus.engine import Task, TaskFunction
 from yalm.corpus.rules import clusters as steps
 from yalm.corpus.rules.duplicates import DuplicatesSettings, shingles_of, signatures
 from yalm.corpus.stage import Stage
+from yalm.corpus.sums import joined
 from yalm.corpus.tables import Tables, row_groups, rows_between
 from yalm.corpus.work import Work
 
 CLUSTERS = "clusters.parquet"
 COPIES = pa.schema([("uid", pa.uint64()), ("survivor", pa.uint64())])
-SLICE_SHINGLES = 25_000_000  # of 8 bytes, compared by one task
+SLICE_SHINGLES = 4_000_000  # compared by one task, at some 20 bytes each
+_ROWS = 1 << 14  # of signatures in a row group: 2 MB
+_SHINGLES = 4 << 20  # bytes of shingles in a row group
+_FILES = 64  # of shingles, gathered by one task
+_SPAN = 1 << 16  # of what falls in a row group, which is what a shard reads of it for a megabyte of text
 
 
 def deduplicate(work: Work, folder: Path, settings: DuplicatesSettings, shards: dict[str, Path], clean: Stage) -> Stage:
@@ -67,7 +73,7 @@ class _Deduplication:
             for band in range(self.settings.bands)
         }
         met = self.stage("members", copied)
-        self.work.do(met, find_members, bands, spread=False, quiet=True)
+        self.work.do(met, find_members, bands, quiet=True)
         candidates = self.stage("candidates", met)
         self.work.do(candidates, find_candidates, {"candidates": {"members": _names(met)}}, spread=False, quiet=True)
         common: Task = {"settings": self.values, "candidates": _names(candidates)[0]}
@@ -76,12 +82,12 @@ class _Deduplication:
         last, found = self.stars_of_bands(shingled, _names(met), copies, _names(shingled))
         turn = 0
         while True:
-            last = self.compare(f"unsettled-{turn}", last, gather_unsettled, {"stars": found}, _names(shingled))
+            last = self.compare(f"unsettled-{turn}", last, pair_unsettled, {"stars": found}, _names(shingled))
             settled = self.stage(f"compare-settled-{turn}", last)
             task = {"stars": found, "settled": _names(last)}
             self.work.do(settled, settle, {"stars": task}, spread=False, quiet=True)
             task = {"members": _names(met), "before": found, "after": _names(settled)}
-            last = self.compare(f"again-{turn}", settled, gather_again, task, _names(shingled))
+            last = self.compare(f"again-{turn}", settled, pair_again, task, _names(shingled))
             found = _names(settled)
             if not _names(last):
                 break
@@ -99,15 +105,20 @@ class _Deduplication:
         found: list[str] = []
         for band, members in enumerate(bands):
             task = {"members": members, "fallen": copies + found}
-            before = self.compare(f"{band:02}", before, gather_band, task, shingles)
+            before = self.compare(f"{band:02}", before, pair_band, task, shingles)
             found += _names(before)
         return before, found
 
-    def compare(self, name: str, before: Stage, gather: TaskFunction, task: Task, shingles: list[str]) -> Stage:
+    def compare(self, name: str, before: Stage, pair: TaskFunction, task: Task, shingles: list[str]) -> Stage:
         """Bring the shingles of members together by buckets, and compare them: a stage of `stars`, by slices."""
-        gathered = self.stage(f"compare-{name}-slices", before)
-        task = task | {"shingles": shingles, "settings": self.values}
-        self.work.do(gathered, gather, {"slices": task}, spread=False, quiet=True)
+        paired = self.stage(f"compare-{name}-pairs", before)
+        self.work.do(paired, pair, {"pairs": task | {"settings": self.values}}, spread=False, quiet=True)
+        [pairs] = paired.manifest.tasks
+        common: Task = {"pairs": _names(paired)[0], "slices": pairs.facts["slices"]}
+        begins = range(0, len(shingles) if common["slices"] else 0, _FILES)
+        runs = {f"{begin:05x}": common | {"shingles": shingles[begin : begin + _FILES]} for begin in begins}
+        gathered = self.stage(f"compare-{name}-slices", paired)
+        self.work.do(gathered, gather, runs, spread=len(runs) > 1, quiet=True)
         slices: dict[str, Task] = {}
         for file in _names(gathered):
             slices.setdefault(Path(file).parent.name, {"files": [], "settings": self.values})["files"].append(file)
@@ -126,20 +137,20 @@ def sign_shard(task: Task) -> dict[str, Any]:
     name = f"{task['name']}.parquet"
     count = 0
     with Tables(Path(task["folder"], name)) as out:
-        for table in row_groups(Path(task["shard"]), ["uid", "text"]):
-            signed = signatures(table, settings)
+        tables = row_groups(Path(task["shard"]), ["uid", "text"])
+        for signed in joined((signatures(table, settings) for table in tables), _ROWS):
             out.write(signed)
             count += len(signed)
     return {"files": [name], "counts": {"documents": count}}
 
 
 def find_copies(task: Task) -> dict[str, Any]:
-    """Task, a plan: documents with all the words of another."""
+    """Task: documents with all the words of another."""
     return _write(task, steps.copies(_paths(task["signatures"])))
 
 
 def find_members(task: Task) -> dict[str, Any]:
-    """Task, a plan: documents that share a bucket of a band."""
+    """Task: documents that share a bucket of a band."""
     return _write(task, steps.members(_paths(task["signatures"]), task["band"], _uids(task["fallen"])))
 
 
@@ -154,41 +165,53 @@ def shingle_shard(task: Task) -> dict[str, Any]:
     settings = DuplicatesSettings.parse(task["settings"], "duplicates")
     name = f"{task['name']}.parquet"
     count = 0
-    with Tables(Path(task["folder"], name)) as out:
+
+    def tables() -> Iterator[pa.Table]:
         for table in row_groups(Path(task["shard"]), ["uid", "text"]):
             candidates = rows_between(task["candidates"], table["uid"], ["uid"])
-            shingled = shingles_of(table, candidates["uid"].to_numpy(), settings)
+            yield shingles_of(table, candidates["uid"].to_numpy(), settings)
+
+    with Tables(Path(task["folder"], name)) as out:
+        for shingled in joined(tables(), _SHINGLES, lambda table: table.nbytes):
             out.write(shingled)
             count += len(shingled)
     return {"files": [name], "counts": {"documents": count}}
 
 
-def gather_band(task: Task) -> dict[str, Any]:
-    """Task, a plan: the members of a band still to be compared, with their shingles, in slices."""
+def pair_band(task: Task) -> dict[str, Any]:
+    """Task: the members of a band still to be compared."""
     settings = DuplicatesSettings.parse(task["settings"], "duplicates")
     members = steps.remaining(pq.read_table(task["members"]), _uids(task["fallen"]), settings)
-    shingles = np.minimum(members["words"].to_numpy(), settings.shingle_limit).sum()
-    return _gather(task, members, int(shingles))
+    return _pairs(task, members, int(np.minimum(members["words"].to_numpy(), settings.shingle_limit).sum()))
 
 
-def gather_unsettled(task: Task) -> dict[str, Any]:
-    """Task, a plan: the documents whose star fell itself, with the shingles of both, in slices."""
+def pair_unsettled(task: Task) -> dict[str, Any]:
+    """Task: the documents whose star fell itself, and that of it."""
     settings = DuplicatesSettings.parse(task["settings"], "duplicates")
     pairs = steps.unsettled(_stars(task["stars"]), settings)
-    return _gather(task, pairs, len(pairs) * settings.shingle_limit // 4)
+    return _pairs(task, pairs, len(pairs) * settings.shingle_limit // 4)
+
+
+def pair_again(task: Task) -> dict[str, Any]:
+    """Task: the members in buckets of documents that are back."""
+    settings = DuplicatesSettings.parse(task["settings"], "duplicates")
+    bands = [pq.read_table(file) for file in task["members"]]
+    pairs = steps.again(bands, _stars(task["before"]), _stars(task["after"]), settings)
+    return _pairs(task, pairs, int(np.minimum(pairs["words"].to_numpy(), settings.shingle_limit).sum()))
+
+
+def gather(task: Task) -> dict[str, Any]:
+    """Task: of the pairs those whose shingles are in some files, in slices, each a folder of files."""
+    folder = Path(task["folder"])
+    with atomic_folder(folder / task["name"]) as temporary:
+        steps.gather(Path(task["pairs"]), _paths(task["shingles"]), task["slices"], temporary)
+    files = sorted(str(file.relative_to(folder)) for file in folder.glob(f"{task['name']}/*/*.parquet"))
+    return {"files": files, "counts": {}}
 
 
 def settle(task: Task) -> dict[str, Any]:
     """Task: the stars, with those of the unsettled replaced by what comparing them anew has shown."""
     return _write(task, steps.settle(_stars(task["stars"]), _stars(task["settled"])))
-
-
-def gather_again(task: Task) -> dict[str, Any]:
-    """Task, a plan: the members in buckets of documents that are back, with their shingles, in slices."""
-    settings = DuplicatesSettings.parse(task["settings"], "duplicates")
-    bands = [pq.read_table(file) for file in task["members"]]
-    pairs = steps.again(bands, _stars(task["before"]), _stars(task["after"]), settings)
-    return _gather(task, pairs, int(np.minimum(pairs["words"].to_numpy(), settings.shingle_limit).sum()))
 
 
 def compare_slice(task: Task) -> dict[str, Any]:
@@ -204,20 +227,17 @@ def find_clusters(task: Task) -> dict[str, Any]:
     return result | {"counts": {"exact": exact, "near": len(found) - exact}}
 
 
-def _gather(task: Task, pairs: pa.Table, shingles: int) -> dict[str, Any]:
-    """Write slices of some 200 MB, each a folder of files."""
-    folder = Path(task["folder"])
-    with atomic_folder(folder / task["name"]) as temporary:
-        steps.gather(pairs, _paths(task["shingles"]), -(-shingles // SLICE_SHINGLES), temporary)
-    files = sorted(str(file.relative_to(folder)) for file in folder.glob(f"{task['name']}/*/*.parquet"))
-    return {"files": files, "counts": {}}
+def _pairs(task: Task, pairs: pa.Table, shingles: int) -> dict[str, Any]:
+    """Write documents and the buckets they are to be compared in; into how many slices their shingles go."""
+    result = _write(task, pairs.select(["bucket", "uid"]).sort_by("uid"))
+    return result | {"facts": {"slices": -(-shingles // SLICE_SHINGLES)}}
 
 
 def _write(task: Task, table: pa.Table) -> dict[str, Any]:
     """The result of a task that is one table."""
     name = f"{task['name']}.parquet"
     with atomic_file(Path(task["folder"], name)) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=_SPAN)
     return {"files": [name], "counts": {"documents": len(table)}}
 
 
