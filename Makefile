@@ -16,8 +16,9 @@ demo: $(VENV)/.stamp-demo
 test: $(VENV)/.stamp-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-slow: $(VENV)/.stamp-test $(VENV)/.stamp-cluster
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+# DeepSpeed calls ninja, which pip puts beside python.
+test-slow: $(VENV)/.stamp-test $(VENV)/.stamp-cluster $(VENV)/.stamp-deepspeed $(VENV)/.stamp-bench
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
