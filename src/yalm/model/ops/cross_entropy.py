@@ -103,8 +103,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
         losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for rows in _chunks(hidden, weight):
-            logits = product(hidden[rows], weight, bias)
-            losses[rows], grad_logits = _losses_and_gradient(logits, targets[rows], weights[rows], shard)
+            # No name for the logits: they must be gone before the products of the backward pass.
+            losses[rows], grad_logits = _losses_and_gradient(
+                product(hidden[rows], weight, bias), targets[rows], weights[rows], shard
+            )
             grad_bias += grad_logits.sum(0, dtype=torch.float32)
             typed = grad_logits.to(weight.dtype)
             grad_hidden[rows] = product(typed, weight.T)
