@@ -39,19 +39,34 @@ def test_its_blocks_run_in_order(tmp_path: Path) -> None:
     blocks = BLOCK.findall(README)
     made = [code for _, code in blocks if "make " in code]
     assert [code.split() for code in made] == [["make", "demo", "make", "test"]]
-    write_texts(tmp_path / "texts")
+    output = run_blocks(tmp_path, [block for block in blocks if block[1] not in made and "deepspeed" not in block[1]])
+    assert "runs/mine/report.html" in output
+    assert "runs/two/checkpoints/step-00000020" in output
+    assert "The house" in output
+    assert {kind for kind, _ in blocks} == {"sh", "python"}
+
+
+@pytest.mark.slow
+def test_its_deepspeed_block_runs(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    blocks = BLOCK.findall(README)
+    last = next(index for index, (_, code) in enumerate(blocks) if "deepspeed" in code)
+    output = run_blocks(tmp_path, [block for block in blocks[: last + 1] if "make " not in block[1]])
+    assert "runs/three/checkpoints/step-00000020" in output
+
+
+def run_blocks(folder: Path, blocks: list[tuple[str, str]]) -> str:
+    """Run blocks of code in a folder with texts; what they print."""
+    write_texts(folder / "texts")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     output = ""
     for kind, code in blocks:
-        if code not in made:
-            command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
-            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-            output += done.stdout
-    assert "runs/mine/report.html" in output
-    assert "The house" in output
-    assert {kind for kind, _ in blocks} == {"sh", "python"}
+        command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        output += done.stdout
+    return output
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
