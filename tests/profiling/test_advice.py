@@ -99,13 +99,15 @@ def test_a_batch_that_the_optimizer_outweighs_is_found(profiled: Profiled) -> No
 
 
 def test_unfused_operations_are_found_on_gpus(profiled: Profiled) -> None:
-    eager = replace(with_compute(profiled(), compile="off"), device=GPU)
+    eager = replace(with_compute(profiled(), compile="off", fused=False), device=GPU)
     advice = fused_operations(eager)
     assert advice is not None
     assert advice.change == ("compute.compile=on",)
     share = eager.timeline.total(kind="element-wise") / eager.timeline.seconds
     assert 0.5 * share < advice.gain < share
     assert fused_operations(with_compute(eager, compile="auto")) is None
+    assert fused_operations(with_compute(eager, fused=True)) is None
+    assert fused_operations(with_compute(eager, fused=True, tensor=2)) is not None
     assert fused_operations(replace(eager, device=torch.device("cpu"))) is None
 
 

@@ -175,7 +175,9 @@ def larger_batch(profile: Profile) -> Advice | None:
 def fused_operations(profile: Profile) -> Advice | None:
     """Element-wise operations, each on its own, against the passes over memory that fused ones need."""
     config, settings = profile.config, profile.settings
-    if profile.device.type != "cuda" or settings.compute.compile != "off":
+    # Where tensor-parallel ranks divide a layer our kernels do not apply (`parallel.prepare`).
+    fused = settings.compute.compile != "off" or (settings.compute.fused and settings.compute.tensor == 1)
+    if profile.device.type != "cuda" or fused:
         return None
     numbers = config.num_layers * (HIDDEN_PASSES * config.hidden_size + WIDE_PASSES * config.intermediate_size)
     tokens = settings.tokens_per_step / profile.ranks
