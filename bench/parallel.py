@@ -100,7 +100,8 @@ def main() -> None:
     """Measure and print a table, from rank 0."""
     ids = torch.randint(CONFIG.vocab_size, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
     with join_world(ComputeSettings(device="cpu", threads=1, zero=0)) as everywhere:
-        flat = World(everywhere.rank, everywhere.size, everywhere.device, init_device_mesh("cpu", (everywhere.size,)))
+        mesh = init_device_mesh("cpu", (everywhere.size,), mesh_dim_names=("shard",))
+        flat = World(everywhere.rank, everywhere.size, everywhere.device, mesh)
         link = Link(rate=1e12)
         rows = {
             "no sharding (zero 0)": contender(everywhere, link, zero=0),

@@ -104,9 +104,18 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         (("convert.py",), "torch"),
         (("quantized.py", "kernels"), "torch"),
         (("generate_vs_transformers.py",), "transformers"),
+        (("train.py",), "transformers"),
+        (("profiler.py",), "jinja2"),
         (("train_vs_transformers.py", "quality", "speed", "vocab128k", "profile"), "transformers"),
     ],
 )
 def test_the_others_run(arguments: tuple[str, ...], needs: str) -> None:
     pytest.importorskip(needs)
     assert "|" in bench(*arguments, "--quick")
+
+
+@pytest.mark.slow
+def test_gathers_on_a_slow_link_run() -> None:
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "bench" / "parallel.py"]
+    done = subprocess.run(launched, check=True, capture_output=True, text=True)
+    assert "zero 3, prefetch 1" in done.stdout
