@@ -30,9 +30,9 @@ from typing import Any
 import torch
 
 from contender import Contender, ours, random_batch, theirs
-from kernels import cases, compare
 from measure import copy_bandwidth, device_peaks, median, report
 from neox import same_parameters
+from operations import cases, compare
 from yalm.errors import YalmError
 from yalm.inference.engine import Request, run
 from yalm.inference.sampling import SamplingSettings

@@ -86,7 +86,7 @@ def test_micro_batches_are_halved_until_they_fit(gpu: Any, monkeypatch: pytest.M
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "bench")
-    from kernels import Case, compare
+    from operations import Case, compare
 
     right = Case("square", [(5, 7)], lambda x: x * x, lambda x: x**2)
     wrong_value = Case("square", [(5, 7)], lambda x: x * x + 0.1, lambda x: x**2)
