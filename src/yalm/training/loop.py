@@ -1,10 +1,10 @@
 """The training loop: one function, read from top to bottom.
 
 A step has four phases, timed by name: *batch* (the next sequences), *forward*, *backward* (these once for each
-micro-batch), and *step* (clipping and the optimizer). Which sequences a step reads, how the weights began, and the
-learning rate are functions of the settings and the step alone; so a run that is killed and resumed computes what one
-never stopped would have, bit for bit on one device. How the model lies over devices is the engine's business; the
-loop is the same on one device and on many.
+micro-batch; on one device in turn, on a pipeline's stages as `pipeline.order` says), and *step* (clipping and the
+optimizer). Which sequences a step reads, how the weights began, and the learning rate are functions of the settings and
+the step alone; so a run that is killed and resumed computes what one never stopped would have, bit for bit on one
+device. How the model lies over devices is the engine's business; the loop is the same on one device and on many.
 """
 
 import math
