@@ -73,6 +73,17 @@ def test_fifty_steps_are_the_same_however_the_model_is_divided(
             assert validations(settings)[50][part] == pytest.approx(expected, rel=1e-4), case
 
 
+def test_half_precision_on_meshes_follows_fp32(make_settings: MakeSettings) -> None:
+    alone = make_settings("batch.micro_sequences=4", output="alone")
+    train(alone)
+    cases = ("tensor=2 micro=4 recompute=full", "pipeline=2 micro=2")
+    runs = [make_settings(*overrides(case), "compute.precision=bf16", output=case) for case in cases]
+    run_ranks(2, train_each, runs)
+    for case, settings in zip(cases, runs, strict=True):
+        assert losses(settings) == pytest.approx(losses(alone), rel=3e-3), case
+        assert losses(settings) != pytest.approx(losses(alone), rel=1e-6), case  # it was computed in bf16
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_bytes_are_those_of_the_formula(ranks: int) -> None:
     cases = [

@@ -30,11 +30,11 @@ from torch.distributed.tensor import Shard, distribute_tensor, zeros
 
 from yalm.errors import YalmError
 from yalm.model.network import Yalm
-from yalm.training.engine import Copy
 from yalm.training.optimizer import make_optimizer
 from yalm.training.parallel import World, prepare
 from yalm.training.precision import HALF, LossScale
 from yalm.training.settings import TrainSettings
+from yalm.training.weights import Copy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -23,10 +23,7 @@ from yalm.training.parallel import World, parallelize, plan_communication
 from yalm.training.pipeline import sum_table_gradient
 from yalm.training.precision import LossScale, clip_gradients
 from yalm.training.settings import ComputeSettings, TrainSettings
-from yalm.training.weights import materialize
-
-Copy = Callable[[str, Any], Any]
-"""Takes a key, unique and the same at every save, and a value; returns what a checkpoint is to keep of it."""
+from yalm.training.weights import Copy, materialize
 
 
 class Engine(Protocol):

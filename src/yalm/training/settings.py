@@ -199,18 +199,18 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _bf16_weights_compute_in_bf16(self) -> Self:
-        if self.optimizer.weights == "bf16" and self.compute.precision not in ("bf16", "fp8"):
-            raise ValueError(
-                f"optimizer.weights bf16 cannot be computed with in {self.compute.precision}; "
-                "set compute.precision to bf16 or fp8, or optimizer.weights to fp32"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _bf16_weights_are_rounded_by_rows(self) -> Self:
-        if self.optimizer.weights == "bf16" and self.compute.tensor > 1:
-            raise ValueError("optimizer.weights bf16 and compute.tensor above 1 do not go together; take fp32 weights")
+    def _takes_bf16_weights(self) -> Self:
+        compute = self.compute
+        if self.optimizer.weights == "bf16":
+            if compute.precision not in ("bf16", "fp8"):
+                raise ValueError(
+                    f"optimizer.weights bf16 cannot be computed with in {compute.precision}; "
+                    "set compute.precision to bf16 or fp8, or optimizer.weights to fp32"
+                )
+            if compute.tensor > 1:
+                raise ValueError("optimizer.weights bf16 and compute.tensor above 1 do not go together; take fp32")
+            if compute.engine == "deepspeed":
+                raise ValueError("engine deepspeed does not take optimizer.weights bf16; take fp32, or engine native")
         return self
 
     @model_validator(mode="after")
@@ -220,12 +220,6 @@ class TrainSettings(Settings):
                 f"data.sequence_length {self.data.sequence_length} must be a multiple of compute.tensor "
                 f"{self.compute.tensor}, whose ranks divide it"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _deepspeed_keeps_fp32_weights(self) -> Self:
-        if self.optimizer.weights == "bf16" and self.compute.engine == "deepspeed":
-            raise ValueError("engine deepspeed does not take optimizer.weights bf16; take fp32, or engine native")
         return self
 
     @property

@@ -5,6 +5,9 @@ by weight: drawn from the seed, or read from a checkpoint. Beside its own part a
 draws, and when it reads, nothing but the pages of the file. The values are the same on any number of ranks.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -12,6 +15,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from yalm.model.folder import ModelFolder
 from yalm.model.network import Yalm, initial_weights
+
+Copy = Callable[[str, Any], Any]
+"""Takes a key, unique and the same at every save, and a value; returns what a checkpoint is to keep of it."""
 
 
 def materialize(model: Yalm, device: torch.device, offload: bool = False) -> None:
