@@ -43,6 +43,7 @@ def train_each(runs: list[TrainSettings]) -> None:
     """Train run after run, together with the other processes."""
     with one_world():
         for settings in runs:
+            torch.compiler.reset()  # or it stops compiling a function that it has compiled for eight models' layers
             train(settings)
 
 

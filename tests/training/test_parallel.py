@@ -52,13 +52,26 @@ FOUR_RANKS = [
 ]
 
 
+COMPILED = [
+    "zero=3 micro=2 recompute=selective compile=on",
+    "zero=0 micro=4 recompute=full compile=on",
+    "tensor=2 micro=8 compile=on",
+    "tensor=2 micro=2 recompute=full compile=on",
+    "pipeline=2 micro=2 recompute=selective compile=on",
+]
+
+
 def overrides(case: str) -> list[str]:
     """The settings of a case; `micro` are the sequences of a micro-batch."""
     pairs = [pair.split("=") for pair in case.split()]
     return [f"batch.micro_sequences={value}" if key == "micro" else f"compute.{key}={value}" for key, value in pairs]
 
 
-@pytest.mark.parametrize(("ranks", "cases"), [(2, TWO_RANKS), (4, FOUR_RANKS)])
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [(2, TWO_RANKS), (4, FOUR_RANKS), pytest.param(2, COMPILED, marks=pytest.mark.slow)],
+    ids=["two ranks", "four ranks", "compiled"],
+)
 def test_fifty_steps_are_the_same_however_the_model_is_divided(
     make_settings: MakeSettings, ranks: int, cases: list[str]
 ) -> None:
@@ -93,6 +106,10 @@ def test_bytes_are_those_of_the_formula(ranks: int) -> None:
         )
     ]
     cases += [(ComputeSettings(device="cpu", threads=1, prefetch=prefetch), 1) for prefetch in (0, 2)]
+    cases += [
+        (ComputeSettings(device="cpu", threads=1, zero=zero, recompute=recompute, offload=True), micro_batches)
+        for zero, recompute, micro_batches in itertools.product((0, 1, 2, 3), ("none", "full"), (1, 2))
+    ]
     for measured in run_ranks(ranks, count_bytes, cases):
         for (settings, micro_batches), found in zip(cases, measured, strict=True):
             layout = Layout(

@@ -35,8 +35,11 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (…, K) · weightᵀ (K, N) + bias (N): (…, N), differentiable; by oneDNN where that is faster."""
-    if not has_onednn(weight):
+    """x (…, K) · weightᵀ (K, N) + bias (N): (…, N), differentiable; by oneDNN where that is faster.
+
+    The compiler is given the plain layer: it cannot lower oneDNN's.
+    """
+    if torch.compiler.is_compiling() or not has_onednn(weight):
         return F.linear(x, weight, bias)
     output: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)  # type: ignore[no-untyped-call]
     return output.view(*x.shape[:-1], -1)
