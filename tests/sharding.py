@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from yalm.errors import YalmError
 from yalm.model.network import ModelConfig, Yalm, build, initialize
 from yalm.profiling.profile import profile
+from yalm.training import tensor
 from yalm.training.loop import train
 from yalm.training.optimizer import make_optimizer
 from yalm.training.parallel import join_world, parallelize, plan_communication
@@ -28,6 +29,7 @@ CONFIG = ModelConfig(
     vocab_size=512, embedding_size=32, hidden_size=64, num_layers=4, num_heads=4, intermediate_size=160
 )
 SEQUENCES, LENGTH = 2, 48
+IDS = torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH)
 
 
 @contextmanager
@@ -76,15 +78,22 @@ class Ledger(TorchDispatchMode):
         # Computing again, within the backward pass, makes activations; the pass itself makes gradients.
         backward = torch._C._current_graph_task_id() != -1
         kind = "gradients" if backward and self.kind == "gathered" else self.kind
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
-                reference = StorageWeakRef(tensor.untyped_storage())
+        for made in tree_leaves(output):
+            if isinstance(made, Tensor) and not isinstance(made, DTensor):
+                reference = StorageWeakRef(made.untyped_storage())
                 self.made.setdefault(reference.cdata, (reference, kind))
         if func is torch.ops.fsdp.split_with_sizes_copy.default:
             self.look()
             # What is unpacked is done with, though gloo's thread may hold it on for a moment.
             del self.made[StorageWeakRef(args[0].untyped_storage()).cdata]
         return output
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count these, of which the network may make views."""
+        for given in tensors:
+            local = given.to_local() if isinstance(given, DTensor) else given
+            reference = StorageWeakRef(local.untyped_storage())
+            self.made[reference.cdata] = reference, "given"
 
     def look(self) -> None:
         """Note the bytes that are alive of each kind, if they are more than ever before."""
@@ -99,11 +108,11 @@ class Ledger(TorchDispatchMode):
 
         def watched(*arguments: Any, **named: Any) -> Any:
             self.look()
-            self.kind = "activations"
+            before, self.kind = self.kind, "activations"
             try:
                 return function(*arguments, **named)
             finally:
-                self.kind = "gathered"
+                self.kind = before
                 self.look()
 
         return watched
@@ -122,12 +131,21 @@ def _count_bytes(settings: ComputeSettings, micro_batches: int) -> dict[str, int
         for part in (model.model.embed_tokens, *model.model.layers, model.model.norm):
             part.forward = ledger.watch(part.forward)
         parallelize(model, world, settings)
+        if world.link and world.link.stage > 0:  # in place of the embedding's is now what receives
+            model.model.embed_tokens.forward = ledger.watch(model.model.embed_tokens.forward)
         optimizer = make_optimizer(model, OptimizerSettings(), seed=0)
         gradients = 0
         model.cross_entropy = ledger.watch(model.cross_entropy)
-        with ledger:
-            for micro_batch in range(micro_batches):
-                _forward_backward(model, settings, last=micro_batch == micro_batches - 1)
+        ledger.leave_out(model.parameters())
+        losses: dict[int, Tensor] = {}
+        # The output's gathered positions are made after its module.
+        with ledger, patch.object(tensor, "gather", ledger.watch(tensor.gather)):
+            for kind, number in world.passes(micro_batches):
+                if kind == "forward":
+                    losses[number] = model(IDS, IDS.roll(-1, 1))
+                    continue
+                plan_communication(model, settings, last=number == micro_batches - 1)
+                losses.pop(number).backward()
                 held = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
                 gradients = max(gradients, _bytes(held))
         optimizer.step()
@@ -179,9 +197,8 @@ def count_collectives(cases: list[ComputeSettings], micro_batches: int) -> list[
 
 
 def _forward_backward(model: Yalm, settings: ComputeSettings, last: bool) -> None:
-    ids = torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH)
     plan_communication(model, settings, last)
-    model(ids, ids.roll(-1, 1)).backward()
+    model(IDS, IDS.roll(-1, 1)).backward()
 
 
 def _bytes(tensors: Any) -> int:

@@ -4,7 +4,7 @@ Weights, gradients and optimizer follow ZeRO (Rajbhandari et al. 2020, arXiv 191
 training keeps: fp32 master weights, fp32 sums of gradients, AdamW's two fp32 moments: 16 bytes a parameter, and beside
 them a copy in the type of computation. Activations are what the network was counted to keep (`costs.saved_bytes`), in
 the terms of Korthikanti et al. 2022 (arXiv 2205.05198, section 4): no dropout, sequence parallelism wherever tensors
-are split. A test holds all of it against training on 2 and 4 ranks, split by ZeRO alone.
+are split. Tests hold all of it against training on 2 and 4 ranks.
 
 The rank described is the fullest: FSDP deals out whole rows, so that of 10,240 rows on 800 ranks some hold 13.
 """
@@ -124,10 +124,10 @@ def gathered_bytes(config: ModelConfig, layout: Layout) -> float:
     """The copy that is computed with: the ends, and all layers at stages 1 and 2, or at 0 and 3 those in use.
 
     One is in use and `prefetch` are on their way; a layer is unpacked from its gather's buffer, so that both are there
-    for a moment. One rank in fp32 computes with its masters.
+    for a moment. One rank in fp32 computes with its masters; several copy them, even where none is gathered.
     """
     size, layers = COPY_BYTES[layout.precision], -(-config.num_layers // layout.pipeline)
-    if layout.data == 1 and size == MASTER_BYTES:
+    if layout.ranks == 1 and size == MASTER_BYTES:
         return 0
     ends = parameters_of([*shapes(config)["embedding"], *shapes(config)["output"]], layout.tensor, 1)
     in_use = layers if layout.zero in (1, 2) else 1
@@ -140,21 +140,23 @@ def activation_bytes(config: ModelConfig, layout: Layout) -> float:
     """What the forward passes under way leave for the backward pass, and what is computed again at a time.
 
     A pipeline's first stage has as many micro-batches under way as there are stages (Narayanan et al. 2021, section
-    2.2). Without flash attention a layer keeps 2·A·S numbers a token more, which recomputation does not keep.
+    2.2), its last stage one, and the output. Without flash attention a layer keeps 2·A·S numbers a token more, which
+    recomputation does not keep.
     """
     dtype = "fp32" if layout.precision == "tf32" else layout.precision
-    saved = saved_bytes(config, layout.micro_batch, layout.sequence, dtype)
-    scores = 0 if layout.flash else 2 * config.num_heads * layout.sequence * layout.micro_tokens * DTYPE_BYTES[dtype]
+    width, tokens = DTYPE_BYTES[dtype], layout.micro_tokens
+    saved = saved_bytes(config, layout.micro_batch, layout.sequence, dtype, layout.tensor)
+    scores = 0 if layout.flash else 2 * config.num_heads * layout.sequence * tokens * width / layout.tensor
     layer = saved["layer"] + scores
     kept = {
         "none": layer,
         "selective": saved["layer_input"] + saved["layer_results"],
         "full": saved["layer_input"],
     }[layout.recompute]
-    # While a layer's backward pass runs, its insides are there again; those of the output no longer are.
-    again = max(saved["rest"], layer - kept)
     layers, under_way = -(-config.num_layers // layout.pipeline), min(layout.pipeline, layout.accumulation)
-    return (under_way * layers * kept + again) / layout.tensor
+    # A layer that runs has its insides, those that were not kept too, and at its end the last product.
+    running = layer - kept + width * tokens * config.hidden_size
+    return max(under_way * layers * kept + running, layers * kept + saved["rest"])
 
 
 def bytes_per_rank(config: ModelConfig, layout: Layout) -> dict[str, float]:
