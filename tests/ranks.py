@@ -26,10 +26,11 @@ from yalm.tokens.tokenizer import Tokenizer
 PROMPTS = ["", "Повар", "If the honey is", "б\nв", "Сегодня щавель стоит, а  мёд №5", "%", "x" * 30]
 
 
-def run_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, seconds: float = 280) -> list[Any]:
     """What `work(*arguments)` returns on each of as many processes, which find each other as under torchrun.
 
-    The processes live until all are done. An exception of one rank ends them all and is raised here.
+    The processes live until all are done, or for so many seconds. An exception of one rank ends them all and is raised
+    here.
     """
     context = multiprocessing.get_context("forkserver")
     # Not this module: the server does not know the tests' folder.
@@ -37,7 +38,7 @@ def run_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     with ProcessPoolExecutor(ranks, context) as pool:
         futures = [pool.submit(_run_rank, rank, ranks, store.port, work, arguments) for rank in range(ranks)]
-        done, pending = wait(futures, timeout=280, return_when=FIRST_EXCEPTION)
+        done, pending = wait(futures, timeout=seconds, return_when=FIRST_EXCEPTION)
         if pending:  # for the one that failed, or for ever
             for process in list(pool._processes.values()):
                 process.kill()

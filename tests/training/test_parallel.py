@@ -69,8 +69,8 @@ def overrides(case: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("ranks", "cases"),
-    [(2, TWO_RANKS), (4, FOUR_RANKS), pytest.param(2, COMPILED, marks=pytest.mark.slow)],
-    ids=["two ranks", "four ranks", "compiled"],
+    [(2, TWO_RANKS), (4, FOUR_RANKS), *(pytest.param(2, [case], marks=pytest.mark.slow) for case in COMPILED)],
+    ids=["two ranks", "four ranks", *COMPILED],
 )
 def test_fifty_steps_are_the_same_however_the_model_is_divided(
     make_settings: MakeSettings, ranks: int, cases: list[str]

@@ -145,9 +145,10 @@ class SelfAttention(nn.Module):
         """(B, S, H) to (B, S, H); the number of heads is inferred, so that a slice of them works as well."""
         batch, seq, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, seq, -1, 3, self.head_size)
-        query, key = rotary(qkv[..., :2, :]).unbind(-2)
-        value = qkv[..., 2, :]
-        context = attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.layer)
+        # Split, not sliced twice: its gradient is one concatenation instead of a sum of two padded with zeros.
+        query_key, value = qkv.split((2, 1), dim=-2)
+        query, key = rotary(query_key).unbind(-2)
+        context = attention(query.transpose(1, 2), key.transpose(1, 2), value.squeeze(-2).transpose(1, 2), self.layer)
         output: Tensor = self.o_proj(context.transpose(1, 2).reshape(batch, seq, -1))
         return output
 
