@@ -42,6 +42,15 @@ def test_different_words_must_meet() -> None:
     assert verdict(["sale " * 12]).drop.tolist() == [False]
 
 
+@pytest.mark.parametrize("words", ["купить скидка доставка акция", "buy discount shipping promo"])
+@pytest.mark.parametrize(
+    ("different", "total", "falls"), [(4, 32, False), (4, 31, True), (4, 10, True), (4, 9, False), (3, 10, False)]
+)
+def test_offers_at_the_thresholds(words: str, different: int, total: int, falls: bool) -> None:
+    text = " ".join(words.split()[:different] + ["слово"] * (total - different))
+    assert verdict([text]).drop.tolist() == [falls]
+
+
 @pytest.mark.parametrize("language", ["ru", "en"])
 def test_made_up_texts_stay(language: str) -> None:
     assert not verdict([text(seed, language) for seed in range(50)]).drop.any()
