@@ -102,10 +102,24 @@ def test_html_is_removed_or_drops() -> None:
     assert verdict.columns["text"].to_pylist()[1:] == [f"{ENGLISH}\nMore text", ENGLISH]
 
 
-def test_replacement_characters_up_to_the_threshold() -> None:
-    verdict = Unicode(max_replacement=0.1).judge(batch_of(["\ufffd" + "a" * 9, "\ufffd" + "a" * 8]))
-    assert verdict.drop.tolist() == [False, True]
-    assert verdict.measures["unicode.replacement"].tolist() == pytest.approx([1 / 10, 1 / 9])
+@pytest.mark.parametrize(
+    ("trouble", "measure", "value", "most"),
+    [
+        ("\ufffd", "replacement", 0.001, 1000),
+        ("Ð¶Ñ\x84", "mojibake", 0.02, 200),
+        ("<b>&amp;</b>", "markup", 0.3, 40),
+    ],
+)
+def test_trouble_up_to_the_threshold(trouble: str, measure: str, value: float, most: int) -> None:
+    texts = [trouble + "ы" * (size - len(trouble)) for size in (most, most - 1)]
+    verdict = Unicode(repair=False).judge(batch_of(texts))
+    assert verdict.measures[f"unicode.{measure}"][0] == pytest.approx(value)
+    assert verdict.cause.tolist() == ["", f"unicode.{measure}"]
+
+
+def test_half_a_percent_of_markup_is_left_and_more_is_removed() -> None:
+    letters = "ы" * 597
+    assert mended(f"<b>{letters}", f"<b>{letters[1:]}") == [f"<b>{letters}", letters[1:]]
 
 
 def test_mojibake_that_is_not_mended_drops() -> None:
