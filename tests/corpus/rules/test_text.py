@@ -44,6 +44,17 @@ def test_utf8_misread_twice_is_read_back(text: str) -> None:
     assert mended(misread(misread(text, "cp1252"), "cp1252")) == [text]
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp1251", "koi8_r"])
+@pytest.mark.parametrize("mark", "‐‑‒–—―‘’‚‛“”„‟•…")
+def test_one_misread_quote_or_dash_among_honest_text_is_read_back(encoding: str, mark: str) -> None:
+    assert mended(f"Слово {misread(mark, encoding)} word") == [f"Слово {mark} word"]
+
+
+def test_mixed_up_text_is_read_back_from_sixteen_letters() -> None:
+    garbled = [text.encode("cp1251").decode("latin-1") for text in ("Мама мыла раму тут", "Мама мыла раму тут и")]
+    assert mended(*garbled) == [garbled[0], "Мама мыла раму тут и"]
+
+
 @pytest.mark.parametrize(("right", "wrong"), PAIRS)
 @given(russian)
 def test_mixed_up_russian_encodings_are_told_apart(right: str, wrong: str, text: str) -> None:
@@ -68,6 +79,7 @@ def test_one_garbled_line_among_clean_ones() -> None:
         "Поле окна АвтоформатАвтоматический выбор",
         "АвтоВАЗ и мРНК, ГлавАПУ, iPhone",
         "À l’été, la forêt est déjà là; über Größe, naïveté, ÄÖÜ",
+        "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿ",
         "def f(x):\n    return {x: [x]}  # <localtiles> a < b > c",
         "👩\u200d🚀 emoji with a joiner",
     ],
