@@ -30,8 +30,8 @@ def test_offers_fall_and_talk_stays() -> None:
 
 
 def test_the_share_is_that_of_words() -> None:
-    measured = verdict(["buy order a b c d e f g h", "buy, BUY; Купить-купить!", ""])
-    assert measured.measures["boilerplate.words"].tolist() == [0.2, 1.0, 0.0]
+    measured = verdict(["buy order a b c d e f g h", "buy, BUY; Купить-купить!", "sale", ""])
+    assert measured.measures["boilerplate.words"].tolist() == [0.2, 1.0, 1.0, 0.0]
     assert not measured.drop.any()  # too few words, or too few different ones
 
 
