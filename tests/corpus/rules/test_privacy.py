@@ -49,6 +49,7 @@ def batch(values: Sequence[str]) -> Batch:
     [
         ("Write to anna.b+news@mail.example.ru.", "Write to [email]."),
         ("Пишите: почта@пример.рф, ответим", "Пишите: [email], ответим"),
+        (f"{'a' * 64}@{'b' * 63}.co", "[email]"),
         ("<a@b.co>;c_d@e-f.org", "<[email]>;[email]"),
         ("Звоните +7 (495) 123-45-67 или 8 (3822) 12-34-56!", "Звоните [phone] или [phone]!"),
         ("тел. 89161234567, 8-916-123-45-67, +79161234567, 8 (35167) 2-34-56", "тел. " + ", ".join(["[phone]"] * 4)),
@@ -67,11 +68,25 @@ def test_what_identifies_people_is_masked(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("email", ["a@b.co"]),
+        ("phone", ["8(3822)   12-34-56", "8 (35167)   2-34-56", "+1   2345   6   7   8   9   0", "84951234567"]),
+        ("ip", ["8.8.8.108", "108.8.8.8", "8.104.108.8"]),
+        ("card", ["4111111111111111", "4111 1111 1111 1111", "5500-0000-0000-0004"]),
+    ],
+)
+def test_each_alone_is_found_in_a_batch_where_only_its_kind_is_looked_for(kind: Kind, values: list[str]) -> None:
+    assert Privacy(mask=(kind,)).judge(batch(values)).columns["text"].to_pylist() == [f"[{kind}]"] * len(values)
+
+
+@pytest.mark.parametrize(
     "text",
     [
-        "at @home, user@localhost, a @ b.org, f(x)@y, decorator @foo.bar",
+        "at @home, user@localhost, a @ b.org, f(x)@y, decorator @foo.bar, a@.co, a@b.c",
+        f"{'a' * 65}@b.co, a@{'b' * 64}.co",
         "В 1895 году 8 495 человек, 8 345 678 901 234 рубля, 12 000 000",
-        "1.8 495 123 45 67, 1,8 495 123 45 67, +123456789, +1234567890123456, 8 (495)    123-45-67, 8 295 123-45-67",
+        "1.8 495 123 45 67, 1,8 495 123 45 67, +123456789, +1234567890123456, 8 (495)   123-45-67, 8 295 123-45-67",
         "+10 000 000 рублей, 1+1234567890123, 2018-2019, 8.03.2019 12:00",
         "6.5.4.2. Text, 10.0.0.1, 127.0.0.1, 192.168.1.20, 256.1.1.1, 81.8.8.108.8, 081.8.8.108",
         "93.84.16.34, 192.0.2.1, 224.0.0.251",

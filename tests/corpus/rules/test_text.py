@@ -44,6 +44,19 @@ def test_utf8_misread_twice_is_read_back(text: str) -> None:
     assert mended(misread(misread(text, "cp1252"), "cp1252")) == [text]
 
 
+def test_utf8_is_read_back_three_times_at_most() -> None:
+    versions = ["Слово"]
+    for _ in range(4):
+        versions.append(misread(versions[-1], "cp1252"))
+    assert [mojibake.repair_utf8(version) for version in versions] == [versions[0]] * 4 + [versions[1]]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+@pytest.mark.parametrize("character", ["é", "я", "ạ", "語", "ﬁ", "😀"])
+def test_a_single_misread_character_of_any_width_is_read_back(encoding: str, character: str) -> None:
+    assert mended(f"One {misread(character, encoding)} word") == [f"One {character} word"]
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp1251", "koi8_r"])
 @pytest.mark.parametrize("mark", "‐‑‒–—―‘’‚‛“”„‟•…")
 def test_one_misread_quote_or_dash_among_honest_text_is_read_back(encoding: str, mark: str) -> None:
