@@ -30,8 +30,8 @@ def test_offers_fall_and_talk_stays() -> None:
 
 
 def test_the_share_is_that_of_words() -> None:
-    measured = verdict(["buy order a b c d e f g h", "buy, BUY; Купить-купить!", ""])
-    assert measured.measures["boilerplate.words"].tolist() == [0.2, 1.0, 0.0]
+    measured = verdict(["buy order a b c d e f g h", "buy, BUY; Купить-купить!", "sale", ""])
+    assert measured.measures["boilerplate.words"].tolist() == [0.2, 1.0, 1.0, 0.0]
     assert not measured.drop.any()  # too few words, or too few different ones
 
 
@@ -40,6 +40,15 @@ def test_different_words_must_meet() -> None:
     assert verdict([f"{words} " * 3]).drop.tolist() == [True]
     assert verdict([f"{words} " * 3], Boilerplate(min_different=5)).drop.tolist() == [False]
     assert verdict(["sale " * 12]).drop.tolist() == [False]
+
+
+@pytest.mark.parametrize("words", ["купить скидка доставка акция", "buy discount shipping promo"])
+@pytest.mark.parametrize(
+    ("different", "total", "falls"), [(4, 32, False), (4, 31, True), (4, 10, True), (4, 9, False), (3, 10, False)]
+)
+def test_offers_at_the_thresholds(words: str, different: int, total: int, falls: bool) -> None:
+    text = " ".join(words.split()[:different] + ["слово"] * (total - different))
+    assert verdict([text]).drop.tolist() == [falls]
 
 
 @pytest.mark.parametrize("language", ["ru", "en"])

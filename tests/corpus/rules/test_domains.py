@@ -115,6 +115,26 @@ def test_the_shop_and_the_mirror_fall_and_the_blog_stays(tmp_path: Path) -> None
     assert fallen.tolist() == [url.startswith(("https://shop.ru", "https://mirror.org")) for url, _, _ in web]
 
 
+@pytest.mark.parametrize(
+    ("documents", "duplicates", "standing", "reason"),  # of the documents that are no duplicates a line stands in some
+    [
+        (20, 0, 10, ""),
+        (20, 0, 11, "template text"),
+        (20, 1, 10, "template text"),
+        (20, 3, 9, ""),
+        (19, 0, 19, ""),
+        (20, 15, 0, ""),
+        (20, 16, 0, "near-duplicates"),
+        (19, 19, 0, ""),
+    ],
+)
+def test_domains_at_the_thresholds(tmp_path: Path, documents: int, duplicates: int, standing: int, reason: str) -> None:
+    own = [f"строка{number:02}" for number in range(documents - standing)]
+    pages = [("http://a.ru", "строка--", False)] * standing + [("http://a.ru", line, False) for line in own]
+    shard = [(url, line, place >= documents - duplicates) for place, (url, line, _) in enumerate(pages)]
+    assert judge(tmp_path, [shard], DomainsSettings())["reason"].to_pylist() == [reason]
+
+
 def test_lists_decide_before_measures_and_the_longest_name_before_shorter_ones(tmp_path: Path) -> None:
     rule = DomainsSettings(deny=("blog.ru", "kiosk.ru", "президент.рф"), allow=("author.blog.ru", "WWW.shop.ru", "ru"))
     web = [*made_web(2), ("http://other.blog.ru", "x", False), ("http://myblog.ru", "x", False)]

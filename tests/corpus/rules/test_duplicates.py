@@ -299,6 +299,13 @@ def test_of_long_texts_as_much_as_the_limit_is_compared() -> None:
         )
 
 
+def test_a_document_of_as_many_shingles_as_the_limit_is_kept_whole() -> None:
+    texts = [" ".join(f"w{number}" for number in range(words)) for words in (516, 517)]  # 512 and 513 runs of five
+    table = shingles_of(documents(texts), np.arange(2, dtype=np.uint64), DuplicatesSettings(shingle_limit=512))
+    assert table["halvings"].to_pylist() == [0, 1]
+    assert len(table["shingles"][0]) == 512
+
+
 def test_a_sample_of_a_long_text_is_compared_with_the_whole_of_another() -> None:
     words = random_text(random.Random(7), 520)
     texts = [" ".join(words), " ".join(words[:500])]

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +70,30 @@ def test_a_batch_cut_in_two_is_judged_alike(texts: list[str], data: st.DataObjec
     whole, parts = verdict(texts), [verdict(texts[:cut]), verdict(texts[cut:])]
     for name, values in whole.measures.items():
         assert np.array_equal(values, np.concatenate([part.measures[name] for part in parts]), equal_nan=True)
+
+
+ASCII = "".join(map(chr, range(33, 127)))
+RUSSIAN = "абвгдеёжзийклмнопрстуфхцчшщъыьэюяАБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ0123456789!?,"
+
+
+@pytest.mark.parametrize("letters", [ASCII, RUSSIAN])
+@pytest.mark.parametrize(("alphabet", "falls"), [(7, True), (8, False), (78, False), (79, True)])
+def test_an_even_alphabet_of_n_letters_has_log2_n_bits(letters: str, alphabet: int, falls: bool) -> None:
+    judged = verdict([letters[:alphabet] * (999 // alphabet)])  # log2 of 8 is 3, of 78 and 79 6.285 and 6.304
+    assert judged.cause.tolist() == ["entropy.characters" if falls else ""]
+    assert judged.measures["entropy.characters"][0] == pytest.approx(math.log2(alphabet))
+
+
+@pytest.mark.parametrize("letters", [ASCII, RUSSIAN])
+@pytest.mark.parametrize(
+    ("alphabet", "period", "falls"),  # zstd needs some log2(alphabet) bits for each character of the first period
+    [(64, 1050, True), (64, 1350, False), (64, 8000, False), (77, 8000, True)],
+)
+def test_compressed_bits_at_their_bounds(letters: str, alphabet: int, period: int, falls: bool) -> None:
+    drawn = "".join(random.Random(1).choices(letters[:alphabet], k=period))
+    value = (drawn * 8)[:8000]
+    judged = verdict([value + letters[0] * 8000])
+    assert judged.cause.tolist() == ["entropy.compressed" if falls else ""]
+    seen = bytes(c if c < 128 else 128 | c & 127 for c in map(ord, value))
+    bits = 8 * len(zstandard.ZstdCompressor(write_content_size=False).compress(seen)) / 8000
+    assert judged.measures["entropy.compressed"].tolist() == [bits]

@@ -164,3 +164,11 @@ def test_with_noise_some_documents_of_each_probability_stay(tmp_path: Path) -> N
     kept = ~rule.judge(documents).drop  # at P(good) = 0.8 the rule of GPT-3 keeps P(draw > 0.2)
     assert kept.mean() == pytest.approx(1.2**-9, abs=0.025)
     assert rule.judge(documents).drop.tolist() == (~kept).tolist()
+
+
+def test_what_is_as_good_as_random_stays(tmp_path: Path) -> None:
+    for intercept, falls in ((0, False), (-1e-9, True)):
+        header = Header(features=Features(bits=8), bias=0, slope=1, intercept=intercept)
+        QualityModel(header, np.zeros(256, np.float32)).save(tmp_path / "model.safetensors")
+        verdict = Quality(model=str(tmp_path / "model.safetensors")).judge(batch(["x", ""]))
+        assert verdict.drop.tolist() == [falls, falls]

@@ -159,3 +159,46 @@ def test_a_text_at_the_bound_stays_and_beyond_it_falls_by_that_measure(name: str
     assert over.drop[0]
     assert over.cause is not None
     assert over.cause[0] == f"repetition.{name}"
+
+
+def spread(word: str, times: int, total: int) -> str:
+    """So many times a word among words of which each stands once, `total` words in all."""
+    parts = [[word] for _ in range(times)]
+    for number in range(total - times * len(word.split())):
+        parts[number % times].append(f"w{number}")
+    return " ".join(" ".join(part) for part in parts)
+
+
+def lines(different: int, again: int) -> str:
+    """Different lines of three words, then some of them again, each beside another one than before."""
+    made = [f"a{number} b{number} c{number}" for number in range(different)]
+    return "\n".join(made + [made[7 * number % different] for number in range(again)])
+
+
+def drawn(different: int) -> str:
+    """A hundred words, so many different ones."""
+    draw = random.Random(1)
+    words = [f"w{number}" for number in range(different)]
+    return " ".join(draw.sample(words + draw.choices(words, k=100 - different), 100))
+
+
+def circle(different: int) -> str:
+    """104 words, a hundred runs of five: different ones and then the first of them again, in the same order."""
+    words = [f"w{number}" for number in range(different)]
+    return " ".join((words + words)[:104])
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "measure", "value"),
+    [
+        (lines(20, 20), lines(20, 21), "repeated_lines", 60 / 120),
+        (circle(60), circle(59), "repeated_runs", 40 / 100),
+        (spread("x y", 12, 101), spread("x y", 13, 101), "top_pair", 12 / 100),
+        (spread("x", 25, 100), spread("x", 26, 100), "top_word", 25 / 100),
+        (drawn(30), drawn(29), "richness", 30 / 100**0.5),
+    ],
+)
+def test_the_bounds_that_the_settings_name(inside: str, outside: str, measure: str, value: float) -> None:
+    verdict = Repetition().judge(batch([inside, outside], ["", ""]))
+    assert verdict.cause.tolist() == ["", f"repetition.{measure}"]
+    assert verdict.measures[f"repetition.{measure}"][0] == pytest.approx(value)

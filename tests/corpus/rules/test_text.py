@@ -44,6 +44,30 @@ def test_utf8_misread_twice_is_read_back(text: str) -> None:
     assert mended(misread(misread(text, "cp1252"), "cp1252")) == [text]
 
 
+def test_utf8_is_read_back_three_times_at_most() -> None:
+    versions = ["Слово"]
+    for _ in range(4):
+        versions.append(misread(versions[-1], "cp1252"))
+    assert [mojibake.repair_utf8(version) for version in versions] == [versions[0]] * 4 + [versions[1]]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+@pytest.mark.parametrize("character", ["é", "я", "ạ", "語", "ﬁ", "😀"])
+def test_a_single_misread_character_of_any_width_is_read_back(encoding: str, character: str) -> None:
+    assert mended(f"One {misread(character, encoding)} word") == [f"One {character} word"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp1251", "koi8_r"])
+@pytest.mark.parametrize("mark", "‐‑‒–—―‘’‚‛“”„‟•…")
+def test_one_misread_quote_or_dash_among_honest_text_is_read_back(encoding: str, mark: str) -> None:
+    assert mended(f"Слово {misread(mark, encoding)} word") == [f"Слово {mark} word"]
+
+
+def test_mixed_up_text_is_read_back_from_sixteen_letters() -> None:
+    garbled = [text.encode("cp1251").decode("latin-1") for text in ("Мама мыла раму тут", "Мама мыла раму тут и")]
+    assert mended(*garbled) == [garbled[0], "Мама мыла раму тут и"]
+
+
 @pytest.mark.parametrize(("right", "wrong"), PAIRS)
 @given(russian)
 def test_mixed_up_russian_encodings_are_told_apart(right: str, wrong: str, text: str) -> None:
@@ -68,6 +92,7 @@ def test_one_garbled_line_among_clean_ones() -> None:
         "Поле окна АвтоформатАвтоматический выбор",
         "АвтоВАЗ и мРНК, ГлавАПУ, iPhone",
         "À l’été, la forêt est déjà là; über Größe, naïveté, ÄÖÜ",
+        "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿ",
         "def f(x):\n    return {x: [x]}  # <localtiles> a < b > c",
         "👩\u200d🚀 emoji with a joiner",
     ],
@@ -102,10 +127,24 @@ def test_html_is_removed_or_drops() -> None:
     assert verdict.columns["text"].to_pylist()[1:] == [f"{ENGLISH}\nMore text", ENGLISH]
 
 
-def test_replacement_characters_up_to_the_threshold() -> None:
-    verdict = Unicode(max_replacement=0.1).judge(batch_of(["\ufffd" + "a" * 9, "\ufffd" + "a" * 8]))
-    assert verdict.drop.tolist() == [False, True]
-    assert verdict.measures["unicode.replacement"].tolist() == pytest.approx([1 / 10, 1 / 9])
+@pytest.mark.parametrize(
+    ("trouble", "measure", "value", "most"),
+    [
+        ("\ufffd", "replacement", 0.001, 1000),
+        ("Ð¶Ñ\x84", "mojibake", 0.02, 200),
+        ("<b>&amp;</b>", "markup", 0.3, 40),
+    ],
+)
+def test_trouble_up_to_the_threshold(trouble: str, measure: str, value: float, most: int) -> None:
+    texts = [trouble + "ы" * (size - len(trouble)) for size in (most, most - 1)]
+    verdict = Unicode(repair=False).judge(batch_of(texts))
+    assert verdict.measures[f"unicode.{measure}"][0] == pytest.approx(value)
+    assert verdict.cause.tolist() == ["", f"unicode.{measure}"]
+
+
+def test_half_a_percent_of_markup_is_left_and_more_is_removed() -> None:
+    letters = "ы" * 597
+    assert mended(f"<b>{letters}", f"<b>{letters[1:]}") == [f"<b>{letters}", letters[1:]]
 
 
 def test_mojibake_that_is_not_mended_drops() -> None:

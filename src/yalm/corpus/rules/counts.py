@@ -7,13 +7,9 @@ from numpy.typing import NDArray
 from yalm.corpus.words import mix, utf8_buffer
 
 
-def sums(values: NDArray[np.bool_] | NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sum of `values` in each stretch [offsets[i], offsets[i + 1]); empty stretches sum to 0."""
-    if values.dtype == np.bool_:
-        places = np.flatnonzero(values)
-        return np.diff(np.searchsorted(places, offsets))
-    total = np.concatenate((np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)))
-    return np.diff(total[offsets])
+def sums(values: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of the values are true in each stretch [offsets[i], offsets[i + 1])."""
+    return np.diff(np.searchsorted(np.flatnonzero(values), offsets))
 
 
 def owners(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -60,7 +56,7 @@ class HashSet:
 
 
 class Bytes:
-    """The bytes of texts and what they are: letters, digits, capitals, punctuation, spaces."""
+    """The bytes of texts and what they are: letters, spaces, the beginnings of characters."""
 
     def __init__(self, texts: pa.Array) -> None:
         self.data, self.offsets = utf8_buffer(texts)
@@ -74,13 +70,6 @@ class Bytes:
         """How many bytes of each text `table` (256,) marks."""
         return sums(table[self.data], self.offsets)
 
-    def upper(self) -> NDArray[np.int64]:
-        """Capital letters, Latin and Russian, of each text."""
-        cyrillic = np.zeros(len(self.data), bool)
-        after = self.data[1:]
-        cyrillic[1:] = (self.data[:-1] == 0xD0) & (((after >= 0x90) & (after <= 0xAF)) | (after == 0x81))
-        return sums(cyrillic | ((self.data >= 0x41) & (self.data <= 0x5A)), self.offsets)
-
 
 def marked(characters: str) -> NDArray[np.bool_]:
     """(256,) which bytes are one of these ASCII characters."""
@@ -92,5 +81,3 @@ def marked(characters: str) -> NDArray[np.bool_]:
 LETTERS = np.array([byte >= 0x80 or chr(byte).isalpha() for byte in range(256)])
 LEADS = np.array([byte & 0xC0 != 0x80 for byte in range(256)])  # one in every character
 SPACES = marked(" \t\n\r\v\f")
-DIGITS = marked("0123456789")
-SYMBOLS = np.array([0x21 <= byte < 0x7F and not chr(byte).isalnum() for byte in range(256)])

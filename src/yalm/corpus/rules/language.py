@@ -42,7 +42,8 @@ class Language(Rule):
         data, offsets = utf8_buffer(heads)
         latin = sums(((data | 0x20) >= 0x61) & ((data | 0x20) <= 0x7A), offsets)
         cyrillic = 2 * sums((data >= 0xD0) & (data <= 0xD3), offsets)
-        short = latin + cyrillic + sums(data >= 0xE0, offsets) < self.min_letters
+        letters = latin + 2 * sums((data >= 0xC3) & (data <= 0xDF), offsets) + sums(data >= 0xE0, offsets)
+        short = letters < self.min_letters  # of all scripts: a page in Greek is long too
         script = np.where(cyrillic > 2 * latin, "ru", np.where(latin > 0, "en", ""))
         stated = batch.languages
         found = np.where(short, np.where(stated == "", script, stated), "").astype(object)

@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from yalm.corpus.rules.counts import LETTERS, SPACES, Bytes, sums
+from yalm.corpus.rules.counts import LEADS, LETTERS, SPACES, Bytes, sums
 from yalm.corpus.rules.rule import Batch, ByLanguage, Rule, Verdict, decide
 
 _OPENING = r"""["'«“„‘(\[—–*_-]"""
 _CLOSING = r"""["'»”“’)\]*_]"""
 _NATURAL = rf"(?s)\A\s*(?:{_OPENING}+\s*)*[\p{{Lu}}\d].*[.!?…]{_CLOSING}*\s*\z"
-_WORDS = r"(?:\pL[\pL\pM'’-]*[^\pL]+){%d}\pL"
+_INSIDE = r"\pL\pM'’-"  # of a word: what parts two words begins with something else
+_WORDS = rf"(?:\pL[{_INSIDE}]*[^{_INSIDE}][^\pL]*){{%d}}\pL"
 
 
 class Length(Rule):
@@ -70,7 +71,7 @@ class Length(Rule):
         ]
         every = pa.array([sentence for sentences in split for sentence in sentences], pa.large_string())
         of_bytes = Bytes(every)
-        letters, visible = of_bytes.counts - of_bytes.of(~LETTERS), of_bytes.counts - of_bytes.of(SPACES)
+        letters, visible = of_bytes.of(LEADS & LETTERS), of_bytes.of(LEADS & ~SPACES)
         natural = letters >= self.sentence_letters * visible
         for pattern in (_NATURAL, _WORDS % (self.sentence_words - 1)):
             natural &= pc.match_substring_regex(every, pattern).to_numpy(zero_copy_only=False)

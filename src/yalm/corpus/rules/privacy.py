@@ -31,7 +31,8 @@ _PATTERNS: dict[Kind, str] = {
     # +7 or 8, then ten digits of which the first three, or up to five in brackets, are a region or a network; or + and
     # ten to fifteen digits (ITU-T E.164).
     "phone": (
-        rf"(?<![\w.,+-])(?:(?:\+7|8){_GAP}(?:[3-9][0-9]{{2}}(?:{_GAP}[0-9]){{7}}|[3-9][0-9]{{3}}\)(?:{_GAP}[0-9]){{6}}"
+        rf"(?<![\w+-])(?<![0-9][.,])(?:(?:\+7|8){_GAP}"
+        rf"(?:[3-9][0-9]{{2}}(?:{_GAP}[0-9]){{7}}|[3-9][0-9]{{3}}\)(?:{_GAP}[0-9]){{6}}"
         rf"|[3-9][0-9]{{4}}\)(?:{_GAP}[0-9]){{5}})|\+[1-9](?:{_GAP}[0-9]){{9,14}})(?![0-9])"
     ),
 }
@@ -118,4 +119,6 @@ def _is_public(match: re.Match[str]) -> bool:
         address = ipaddress.IPv4Address(match[0])
     except ValueError:
         return False
-    return address.is_global and not _VERSION.search(match.string, max(0, match.start() - 16), match.start())
+    if not address.is_global or address.is_multicast:
+        return False
+    return not _VERSION.search(match.string, max(0, match.start() - 16), match.start())
