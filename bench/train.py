@@ -91,7 +91,7 @@ class Side:
         reads: list[Callable[[], Batch]] = [lambda n=n: self._read(data, n) for n in firsts]  # type: ignore[misc]
         share = len(reads) // self.steps
         steps = [self.contender.step(reads[start : start + share], LR) for start in range(0, len(reads), share)]
-        self.loss = sum(steps) / len(steps)
+        self.loss = float(sum(steps)) / len(steps)
 
     def _read(self, data: Batches, first: int) -> Batch:
         return next(self.ahead) if self.ahead is not None else data.batch(first, self.micro)

@@ -97,3 +97,13 @@ def test_memory_bound(monkeypatch: pytest.MonkeyPatch, with_gradients: bool) -> 
         if with_gradients:
             loss.backward()
     assert bound / 2 < largest.bytes <= bound
+
+
+@given(st.integers(1, 3000), st.integers(1, 4096), st.integers(1, 300_000))
+def test_chunks_are_as_small_as_the_products_allow(tokens: int, width: int, vocab: int) -> None:
+    hidden, weight = torch.empty(tokens, width, device="meta"), torch.empty(vocab, width, device="meta")
+    chunks = cross_entropy._chunks(hidden, weight)
+    assert [row for chunk in chunks for row in range(chunk.start, min(chunk.stop, tokens))] == list(range(tokens))
+    rows = max(chunk.stop - chunk.start for chunk in chunks)
+    assert rows >= max(128, width // 4)
+    assert 4 * vocab * rows <= max(cross_entropy.CHUNK_BYTES["cuda"], 4 * vocab * 128, vocab * width)

@@ -27,6 +27,9 @@ from yalm.model.ops.linear import product
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 # Fewer rows than this starve the products, whatever the vocabulary.
 CHUNK_ROWS = 128
+# Every chunk reads and writes the table's gradient for 2 FLOPs a row and number: a quarter of its width in rows keeps
+# that rare, and a chunk's logits at a quarter of that gradient.
+WIDTH_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def linear_cross_entropy(
     of the group (Shoeybi et al. 2019, arXiv 1909.08053, section 3); the gradient of hidden is this process's summand.
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
-    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS) bytes (with the kernel one copy in hidden's type), plus, where gradients are
-    wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
+    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS, 4·V·E/WIDTH_SHARE) bytes (with the kernel one copy in hidden's type), plus, where
+    gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
     """
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
@@ -155,7 +158,8 @@ def has_kernel(logits: Tensor) -> bool:
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows of `hidden` in slices whose fp32 logits fit CHUNK_BYTES, or of CHUNK_ROWS if that is more."""
+    """Rows of `hidden` in slices whose fp32 logits fit CHUNK_BYTES, or as many more as the products want."""
     budget = CHUNK_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"]
-    size = max(CHUNK_ROWS, budget // (4 * weight.shape[0]))
+    words, width = weight.shape
+    size = max(CHUNK_ROWS, width // WIDTH_SHARE, budget // (4 * words))
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
