@@ -1,6 +1,7 @@
 """What a rank does in the tests of data parallelism: whole runs, a count of its bytes, a record of its gathers."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -97,6 +98,7 @@ class Ledger(TorchDispatchMode):
 
     def look(self) -> None:
         """Note the bytes that are alive of each kind, if they are more than ever before."""
+        time.sleep(0.001)  # gloo's thread lets go of what was sent only a moment after it has arrived
         alive: Counter[str] = Counter()
         for reference, kind in list(self.made.values()):
             storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
