@@ -1,7 +1,6 @@
 """Quantized weights: error bounds of the codes, kernels against plain products, models near the unquantized ones."""
 
 import copy
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -110,8 +109,8 @@ def test_what_is_not_finite_is_refused(quantization: Quantization, wrong: float)
 @pytest.fixture(params=["C++", "plain"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "plain":
-        monkeypatch.setattr(ops, "library", lambda: None)
-    elif native.library() is None:
+        monkeypatch.setattr(ops, "library", lambda name: None)
+    elif native.library(ops.SOURCE) is None:
         pytest.skip("no C++ compiler here")
     return request.param  # type: ignore[no-any-return]
 
@@ -157,26 +156,6 @@ def test_threads_share_the_rows() -> None:
         assert torch.equal(module(x), several)
     finally:
         torch.set_num_threads(threads)
-
-
-def test_without_a_compiler_a_warning_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    with caplog.at_level(logging.WARNING, "yalm"):
-        assert native.library.__wrapped__() is None
-    assert "install g++" in caplog.text
-
-
-def test_a_compiler_that_fails_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: pytest.TempPathFactory
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "FLAGS", ("-no-such-flag",))
-    with caplog.at_level(logging.WARNING, "yalm"):
-        assert native.library.__wrapped__() is None
-    assert "failed" in caplog.text
-    assert list((tmp_path / "yalm").iterdir()) == []  # type: ignore[operator]
 
 
 def quantized(model: Yalm, quantization: Quantization) -> Yalm:

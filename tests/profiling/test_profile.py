@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from yalm.cli import app
 from yalm.errors import YalmError
 from yalm.model.costs import parameters, saved_bytes
+from yalm.model.ops.native import library
 from yalm.profiling import roofline
 from yalm.profiling.classify import Operation
 from yalm.profiling.memory import memory_use
@@ -121,7 +122,7 @@ def test_memory_is_that_of_the_formulas(recorded: Callable[..., Recording]) -> N
     # The first gradients are complete after the forward pass, all of them before the optimizer's step.
     assert memory["forward"]["gradients"] == 0
     assert memory["step"]["gradients"] == total
-    saved = saved_bytes(config, 8, 24)
+    saved = saved_bytes(config, 8, 24, native_attention=library("attention") is not None)
     kept = config.num_layers * saved["layer"] + saved["rest"]
     logits = 2 * 4 * 8 * 24 * config.vocab_size
     assert 0.97 * kept < memory["forward"]["activations"] < 1.03 * (kept + logits)
@@ -151,6 +152,7 @@ SHAPES: list[tuple[str, str, Any, Any, float, float]] = [
     ("mkldnn::_linear_pointwise", "matmul", ((8, 32), (16, 32), (16,)), ("float",) * 3, 8192, 4 * (256 + 512 + 128)),
     ("aten::_flash_attention", "attention", ATTENTION, ("float",) * 3, 4 * 2 * 4 * 8 * 55, 4 * 4 * 640),
     ("aten::_flash_attention_backward", "attention", ATTENTION, ("float",) * 3, 10 * 2 * 4 * 8 * 55, 8 * 4 * 640),
+    ("yalm::rotary_attention", "attention", ((2, 10, 4, 3, 8),), ("float",), 4 * 2 * 4 * 8 * 55, 4 * 4 * 640),
     ("aten::add", "element-wise", ((8, 32), (32,), ()), ("float", "float", "Scalar"), 0, 4 * (256 + 32 + 256)),
     ("aten::empty", "element-wise", ((), ()), ("ScalarList", ""), 0, 0),
 ]

@@ -140,7 +140,12 @@ def describe(config: ModelConfig, sequence_length: int | None = None) -> dict[st
 
 
 def saved_bytes(
-    config: ModelConfig, sequences: int, sequence_length: int, dtype: str = "fp32", tensor: int = 1
+    config: ModelConfig,
+    sequences: int,
+    sequence_length: int,
+    dtype: str = "fp32",
+    tensor: int = 1,
+    native_attention: bool = False,
 ) -> dict[str, int]:
     """Bytes that the forward pass of one micro-batch leaves for the backward pass on one of `tensor` ranks, by part.
 
@@ -151,14 +156,15 @@ def saved_bytes(
     and q and k once turned; the context; the sum; normed again) + 4·T·I (gate, its GELU, up, their product), and in
     fp32 T·(A + 4) for attention's log-sums and the statistics of two norms. Tensor ranks divide all of it but for
     2·T·H, the normed inputs, which are gathered, or of the results the products that are yet to be summed; and of the
-    rest the output's 2·T·E. A mask of documents is not counted.
+    rest the output's 2·T·E. A mask of documents is not counted. The attention of CPUs (`ops/attention.py`) keeps
+    nothing turned, 2·T·H less.
     """
     tokens, hidden, intermediate = sequences * sequence_length, config.hidden_size, config.intermediate_size
     narrow, width = config.embedding_size, DTYPE_BYTES[dtype]
     log_sums = 4 * tokens * config.num_heads
     table = config.vocab_size * (narrow + 1)
     divided = {
-        "layer": width * tokens * (8 * hidden + 4 * intermediate) + log_sums + 16 * tokens,
+        "layer": width * tokens * ((6 if native_attention else 8) * hidden + 4 * intermediate) + log_sums + 16 * tokens,
         "layer_input": width * tokens * hidden,
         "layer_results": width * tokens * (4 * hidden + 2 * intermediate) + log_sums,
         "rest": width * (tokens * (2 * hidden + 2 * narrow) + table),

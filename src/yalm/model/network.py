@@ -14,6 +14,7 @@ left to restore after loading, to move between devices, or to limit the position
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Protocol, Self
 
 import torch
@@ -85,13 +86,22 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> T
 class DocumentAttention:
     """Causal attention that does not cross documents.
 
-    `documents` (B, S) numbers the document of every position; a position sees those before it with its own number.
-    Costs a (B, 1, S, S) boolean mask, made once and used by every layer.
+    `documents` (B, S) numbers the documents in their order; a position sees those before it with its own number. Costs
+    a (B, 1, S, S) boolean mask, made once and used by every layer.
     """
 
     def __init__(self, documents: Tensor) -> None:
-        same = documents[:, None, :, None] == documents[:, None, None, :]
-        self.mask = same.tril()
+        self.documents = documents
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which positions each one sees, (B, 1, S, S)."""
+        return (self.documents[:, None, :, None] == self.documents[:, None, None, :]).tril()
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The first position of each one's document, (B, S), for kernels that need no mask."""
+        return torch.searchsorted(self.documents, self.documents)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """See `Attention`."""

@@ -275,7 +275,15 @@ def _activation_type(profile: Profile) -> str:
 def _saved(profile: Profile) -> dict[str, int]:
     settings = profile.settings
     length = settings.data.sequence_length
-    return saved_bytes(profile.config, settings.batch.micro_sequences, length, _activation_type(profile))
+    native = any(op.name == "yalm::rotary_attention" for op in profile.timeline.operations)
+    return saved_bytes(
+        profile.config,
+        settings.batch.micro_sequences,
+        length,
+        _activation_type(profile),
+        settings.compute.tensor,
+        native,
+    )
 
 
 def _kept(profile: Profile) -> int:

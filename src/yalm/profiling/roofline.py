@@ -87,7 +87,11 @@ def flops_and_bytes(op: Operation) -> tuple[float, float]:
     if not tensors:
         return 0.0, 0.0
     if op.kind == "attention":
-        (batch, heads, length, width), size = next(tensor for tensor in tensors if len(tensor[0]) == 4)
+        shape, size = next(tensor for tensor in tensors if len(tensor[0]) >= 4)
+        if len(shape) == 5:  # ours takes the projection as it is
+            batch, length, heads, _, width = shape
+        else:
+            batch, heads, length, width = shape
         backward = "backward" in op.name
         flops = 4.0 * batch * heads * width * length * (length + 1) / 2 * (ATTENTION_BACKWARD if backward else 1)
         return flops, (8.0 if backward else 4.0) * batch * heads * length * width * size

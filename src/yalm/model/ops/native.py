@@ -1,8 +1,8 @@
 """Our C++ for CPUs, compiled at first use by the machine's own compiler, for the machine's own instructions.
 
-`library()` takes a few seconds once; the result is kept in the user's cache folder. Where there is no g++, no AVX2, or
-no place to keep it, callers have a slower way in plain PyTorch, and a warning says what is missing. Threads are those
-of the OpenMP that PyTorch has loaded: a second pool would wait in loops on the cores that the first one needs.
+`library(name)` takes a few seconds once; the result is kept in the user's cache folder. Where there is no g++, no AVX2,
+or no place to keep it, callers have a slower way in plain PyTorch, and a warning says what is missing. Threads are
+those of the OpenMP that PyTorch has loaded: a second pool would wait in loops on the cores that the first one needs.
 """
 
 import ctypes
@@ -14,58 +14,73 @@ import subprocess
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 
 from yalm.atomic import atomic_file
 
-SOURCE = Path(__file__).with_name("quantized_linear.cpp")
+FOLDER = Path(__file__).parent
 # Not -ffast-math: it would regroup the sums that are laid out for the registers.
 FLAGS = ("-O3", "-march=native", "-fPIC", "-std=c++17", "-fopenmp")
 _ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-ARGUMENTS = {
-    "int8_product": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT],
-    "int4_product": [_ADDRESS] * 6 + [_COUNT] * 3 + [_INT],
-    "int8_values": [_ADDRESS] * 3 + [_COUNT] * 2 + [_INT],
-    "int4_values": [_ADDRESS] * 4 + [_COUNT] * 2 + [_INT],
+Name = Literal["quantized_linear", "attention"]
+FUNCTIONS: dict[str, dict[str, list[type]]] = {
+    "quantized_linear": {
+        "int8_product": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT],
+        "int4_product": [_ADDRESS] * 6 + [_COUNT] * 3 + [_INT],
+        "int8_values": [_ADDRESS] * 3 + [_COUNT] * 2 + [_INT],
+        "int4_values": [_ADDRESS] * 4 + [_COUNT] * 2 + [_INT],
+    },
+    "attention": {
+        "attention_room": [_COUNT] * 2 + [_INT],
+        "attention_forward": [_ADDRESS] * 7 + [_COUNT] * 5 + [_INT],
+        "attention_backward": [_ADDRESS] * 9 + [_COUNT] * 5 + [_INT],
+    },
+}
+SLOWER = {
+    "quantized_linear": "quantized layers are computed several times slower than they could be",
+    "attention": "attention is computed by PyTorch, several times slower than it could be",
 }
 
 logger = logging.getLogger("yalm")
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The functions of `SOURCE`; None, after one warning, where they cannot be had."""
+def library(name: Name) -> ctypes.CDLL | None:
+    """The functions of the source `name`.cpp; None, after one warning, where they cannot be had."""
     capabilities = torch.cpu.get_capabilities()
     if not capabilities.get("avx2"):
-        return _without("this CPU has no AVX2")
+        return _without(name, "this CPU has no AVX2")
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "c++"))), None)
     if compiler is None:
-        return _without("there is no C++ compiler; install g++")
-    key = hashlib.sha256(repr((SOURCE.read_text(), FLAGS, compiler, sorted(capabilities.items()))).encode()).hexdigest()
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yalm" / f"quantized-{key[:16]}.so"
+        return _without(name, "there is no C++ compiler; install g++")
+    source = FOLDER / f"{name}.cpp"
+    texts = [path.read_text() for path in (FOLDER / "vectors.h", source)]
+    key = hashlib.sha256(repr((texts, FLAGS, compiler, sorted(capabilities.items()))).encode()).hexdigest()
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yalm" / f"{name}-{key[:16]}.so"
     try:
         if not path.exists():
-            _compile(compiler, path)
+            _compile(compiler, source, path)
         functions = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
-        return _without(f"{compiler} failed ({(error.stderr.strip() or 'no message').splitlines()[0]})")
+        return _without(name, f"{compiler} failed ({(error.stderr.strip() or 'no message').splitlines()[0]})")
     except (OSError, RuntimeError) as error:
-        return _without(f"{path} cannot be made or loaded ({error}); set XDG_CACHE_HOME to a folder for it")
-    for name, types in ARGUMENTS.items():
-        function = getattr(functions, name)
-        function.argtypes, function.restype = types, None
+        return _without(name, f"{path} cannot be made or loaded ({error}); set XDG_CACHE_HOME to a folder for it")
+    for function, types in FUNCTIONS[name].items():
+        getattr(functions, function).argtypes = types
+        getattr(functions, function).restype = _COUNT if function.endswith("_room") else None
     return functions
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, source: Path, path: Path) -> None:
     with TemporaryDirectory() as folder, atomic_file(path) as target:
         unit = f"{folder}/unit.o"
         # Linked without -fopenmp, so that PyTorch's OpenMP is found, not another one loaded.
-        for arguments in ([*FLAGS, "-c", str(SOURCE), "-o", unit], ["-shared", unit, "-o", str(target)]):
+        for arguments in ([*FLAGS, "-c", str(source), "-o", unit], ["-shared", unit, "-o", str(target)]):
             subprocess.run([compiler, *arguments], check=True, capture_output=True, text=True)
 
 
-def _without(reason: str) -> ctypes.CDLL | None:
-    logger.warning("quantized layers are computed several times slower than they could be: %s", reason)
+def _without(name: Name, reason: str) -> ctypes.CDLL | None:
+    logger.warning("%s: %s", SLOWER[name], reason)
     return None

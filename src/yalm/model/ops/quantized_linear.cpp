@@ -3,43 +3,22 @@
 // y[m][n] = bias[n] + sum over k of x[m][k] * w[n][k], all in fp32. Weights become fp32 in registers, so memory is read
 // once, at a quarter or an eighth of fp32's bytes, up to 8 rows of x. Work goes by tiles of R rows of the weight and B
 // rows of x, whose sums stay in registers for a panel of columns that the first-level cache holds for all B rows.
-// Vectors are 16 numbers with AVX-512, else 8 (AVX2).
-
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "vectors.h"
+
 namespace {
 
 // Codes of one byte each to numbers, and the two nibbles of bytes to indices.
 #ifdef __AVX512F__
-constexpr int WIDTH = 16;
-typedef __m512 Floats;
-typedef __m512i Ints;
-inline Floats load(const float* from) { return _mm512_loadu_ps(from); }
-inline void store(float* to, Floats value) { _mm512_storeu_ps(to, value); }
-inline Floats splat(float value) { return _mm512_set1_ps(value); }
-inline Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline float total(Floats values) { return _mm512_reduce_add_ps(values); }
 inline Ints bytes(const uint8_t* from) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)); }
 inline Floats numbers(const int8_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
 }
 #else
-constexpr int WIDTH = 8;
-typedef __m256 Floats;
-typedef __m256i Ints;
-inline Floats load(const float* from) { return _mm256_loadu_ps(from); }
-inline void store(float* to, Floats value) { _mm256_storeu_ps(to, value); }
-inline Floats splat(float value) { return _mm256_set1_ps(value); }
-inline Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-inline float total(Floats values) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
-}
 inline Ints bytes(const uint8_t* from) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)); }
 inline Floats numbers(const int8_t* from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yalm.model.ops.linear import product
-from yalm.model.ops.native import library
+from yalm.model.ops.native import Name, library
 
+SOURCE: Name = "quantized_linear"
 GROUP_SIZE = 128
 # Up to here C++ multiplies, beyond it oneDNN.
 MOST_NATIVE_ROWS = 64
@@ -37,7 +38,7 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | No
     scale = scale.to(torch.float32 if zero is None else torch.bfloat16)  # whatever `module.to(dtype)` made of it
     if x.device.type != "cpu":
         output = F.linear(flat, dequantize(weight, scale, zero, x.shape[-1]).to(x.dtype), bias.to(x.dtype))
-    elif library() is not None and len(flat) <= MOST_NATIVE_ROWS:
+    elif library(SOURCE) is not None and len(flat) <= MOST_NATIVE_ROWS:
         output = _few_rows(flat, weight, scale, zero, bias)
     else:
         output = _many_rows(flat, weight, scale, zero, bias)
@@ -71,7 +72,7 @@ def _many_rows(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bi
 
 def _dequantize_into(values: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, columns: int) -> None:
     """Fill the first `columns` of `values` (N, whole groups), by C++ where there is any."""
-    if library() is not None:
+    if library(SOURCE) is not None:
         _call("values", [], [weight, scale, zero], [values], len(values), columns)
         return
     step = max(1, PLAIN_WEIGHTS // columns)
@@ -85,5 +86,5 @@ def _call(name: str, before: list[Tensor], quantized: list[Tensor | None], after
     """Call the C++ function of that name for 8 or 4 bits, on contiguous tensors."""
     inputs = [tensor.contiguous() for tensor in quantized if tensor is not None]
     bits = 8 if quantized[0] is not None and quantized[0].dtype is torch.int8 else 4
-    function = getattr(library(), f"int{bits}_{name}")
+    function = getattr(library(SOURCE), f"int{bits}_{name}")
     function(*(tensor.data_ptr() for tensor in (*before, *inputs, *after)), *counts, torch.get_num_threads())
