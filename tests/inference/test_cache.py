@@ -7,10 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import load_golden_model
 from yalm.errors import YalmError
 from yalm.inference.cache import KeyValueCache
 from yalm.inference.engine import last_logits
 from yalm.inference.language_model import LanguageModel
+from yalm.inference.linear import pack
 from yalm.model.network import Yalm
 
 # Fractions of float32 are added in another order; the golden set's own tolerance.
@@ -30,11 +32,17 @@ def new_cache(model: Yalm, rows: int, fill: float = 0.0) -> KeyValueCache:
     return cache
 
 
-@settings(max_examples=40)
+@pytest.fixture(scope="module")
+def packed() -> Yalm:
+    """The model as it is on CPUs, whose attention takes packed prompts at once."""
+    return pack(load_golden_model())
+
+
+@settings(max_examples=80)
 @given(data=st.data())
-def test_any_chunks_of_any_rows(lm: LanguageModel, data: st.DataObject) -> None:
+def test_any_chunks_of_any_rows(lm: LanguageModel, packed: Yalm, data: st.DataObject) -> None:
     """Rows come, advance by chunks of their own lengths or rest, and go; other texts' leavings do not matter."""
-    model, rows = lm.model, 3
+    model, rows = data.draw(st.sampled_from([lm.model, packed])), 3
     cache = new_cache(model, rows, fill=data.draw(st.sampled_from([0.0, 1e4])))
     live: list[Text] = []
     for _ in range(data.draw(st.integers(1, 12))):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from support import load_golden_model
-from yalm.inference.linear import PackedLinear, pack
+from yalm.inference.linear import PackedGeGLU, PackedLinear, pack
+from yalm.model.network import GeGLU, ModelConfig
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 31, 64, 257])
@@ -27,6 +28,20 @@ def test_shapes_of_more_dimensions_and_strides() -> None:
     x = torch.randn(3, 8, 4).transpose(1, 2)
     with torch.inference_mode():
         torch.testing.assert_close(PackedLinear(linear)(x), linear(x))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_geglu_within_the_products(rows: int, dtype: torch.dtype) -> None:
+    sizes = {"vocab_size": 9, "embedding_size": 8, "hidden_size": 48, "num_layers": 1, "num_heads": 2}
+    torch.manual_seed(rows)
+    plain = GeGLU(ModelConfig(**sizes, intermediate_size=203)).to(dtype)
+    x = 6 * torch.randn(rows, 48, dtype=dtype)  # gates on both sides of where erf and tanh differ
+    with torch.inference_mode():
+        exact = plain.double()(x.double())
+        got = PackedGeGLU(plain.to(dtype))(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), exact, atol=10 * torch.finfo(dtype).eps * exact.abs().max().item(), rtol=0)
 
 
 def test_pack_replaces_every_linear_and_keeps_the_table() -> None:

@@ -56,14 +56,15 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 200), st.integers(1, 3), st
 def test_equals_the_plain_attention(libraries: Libraries, name: str) -> None:
     @settings(max_examples=60)
     @given(SHAPES, st.sampled_from((0.0, 0.02, 0.3)), st.booleans(), st.sampled_from((1.0, 30.0)))
-    def check(shape: tuple[int, int, int, int], borders: float, shifted: bool, scale: float) -> None:
+    def check(shape: tuple[int, int, int, int], borders: float, stretched: bool, scale: float) -> None:
         batch, seq, heads, size = shape
         drawn = torch.Generator().manual_seed(seq)
         qkv = torch.randn(batch, seq, heads, 3, size, generator=drawn)
         qkv[..., :2, :] *= scale**0.5  # scores of up to thousands, with a softmax that is nearly one key's
         upstream = torch.randn(batch, seq, heads, size, generator=drawn)
         documents = (torch.rand(batch, seq, generator=drawn) < borders).cumsum(1)
-        positions = torch.arange(seq) + (torch.arange(batch)[:, None] if shifted else 0)
+        # Not just moved: that would change nothing.
+        positions = torch.arange(seq) * (1 + torch.arange(batch)[:, None]) if stretched else torch.arange(seq)
         attend = DocumentAttention(documents) if borders else causal_attention
         exact = qkv.double().requires_grad_()
         expected = plain(exact, rotary_of(positions, size, torch.float64), attend)

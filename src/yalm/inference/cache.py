@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yalm.errors import YalmError
-from yalm.model.network import Attention, Yalm
+from yalm.model.network import Attention, CausalRuns, Yalm
 
 
 class KeyValueCache:
@@ -102,8 +102,10 @@ class _OneTokenEach:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask)
 
 
-class _Packed:
+class _Packed(CausalRuns):
     """Attention of a pass over several tokens a row: (1, A, N, D), each row's tokens after its own past."""
+
+    keeps = True
 
     def __init__(self, cache: KeyValueCache, starts: Sequence[int], counts: Sequence[int]) -> None:
         device = cache.keys.device
@@ -118,13 +120,21 @@ class _Packed:
                 self.segments.append((row, slice(offset, offset + count), start, end, mask))
                 offset += count
         self.positions = torch.cat([torch.arange(start, end, device=device) for _, _, start, end, _ in self.segments])
+        # A row without a past sees no more than this pass brings.
+        first = [tokens.start for _, tokens, *_ in self.segments for _ in range(tokens.start, tokens.stop)]
+        self.starts = None if any(past for _, _, past, *_ in self.segments) else torch.tensor([first], device=device)
+
+    def keep(self, key: Tensor, value: Tensor, layer: int) -> None:
+        """See `CausalRuns`."""
+        for row, tokens, start, end, _ in self.segments:
+            self.cache.keys[layer, row, :, start:end] = key[0, :, tokens]
+            self.cache.values[layer, row, :, start:end] = value[0, :, tokens]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+        self.keep(key, value, layer)
         context = torch.empty_like(query)
-        for row, tokens, start, end, mask in self.segments:
+        for row, tokens, _, end, mask in self.segments:
             keys, values = self.cache.keys[layer, row, :, :end], self.cache.values[layer, row, :, :end]
-            keys[:, start:] = key[0, :, tokens]
-            values[:, start:] = value[0, :, tokens]
             context[0, :, tokens] = F.scaled_dot_product_attention(
                 query[:, :, tokens], keys[None], values[None], attn_mask=mask, is_causal=mask is None
             )[0]

@@ -26,7 +26,7 @@ from yalm.errors import YalmError
 from yalm.inference.engine import FinishReason, Limits, Piece, Request, check_prompt, run
 from yalm.inference.parallel import PATIENCE, TIMEOUT, LostRankError, hearing
 from yalm.inference.sampling import SamplingSettings
-from yalm.model.network import Yalm, causal_attention
+from yalm.model.network import CausalRuns, Yalm, causal_attention
 from yalm.model.ops.cross_entropy import linear_cross_entropy
 from yalm.tokens.tokenizer import Tokenizer
 
@@ -245,7 +245,7 @@ class LanguageModel:
             inputs = torch.tensor([token for ids in group for token in ids[:-1]], dtype=torch.long, device=self.device)
             targets = torch.tensor([token for ids in group for token in ids[1:]], dtype=torch.long, device=self.device)
             positions = torch.cat([torch.arange(count, device=self.device) for count in counts])
-            hidden = self.model.model(inputs[None], positions, _Packed(counts))
+            hidden = self.model.model(inputs[None], positions, _Packed(counts, self.device))
             _, losses = linear_cross_entropy(hidden[0], table, bias, targets)
             logprobs = iter((-losses).tolist())
             results += [list(islice(logprobs, count)) for count in counts]
@@ -257,10 +257,12 @@ class LanguageModel:
             raise YalmError(f"the text needs {length} positions and the model has {limit}; shorten or split it")
 
 
-class _Packed:
+class _Packed(CausalRuns):
     """Causal attention (1, A, N, D) over texts of `counts` tokens behind each other, none of which sees another."""
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+        ends = torch.tensor(counts).cumsum(0)
+        self.starts = torch.repeat_interleave(ends - torch.tensor(counts), torch.tensor(counts))[None].to(device)
         self.texts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True) if count]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:

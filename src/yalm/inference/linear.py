@@ -12,7 +12,8 @@ longer be saved, trained or moved; the tied token table, which is also read row 
 import torch
 from torch import Tensor, nn
 
-from yalm.model.network import Yalm
+from yalm.model.network import GeGLU, Layer, Yalm
+from yalm.model.ops.attention import native_attention
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -31,9 +32,31 @@ class PackedLinear(nn.Module):
         return output
 
 
+class PackedGeGLU(nn.Module):
+    """`network.GeGLU` of packed linears, whose products apply the GELU and multiply with it while they write."""
+
+    def __init__(self, mlp: GeGLU) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
+        self.down_proj = PackedLinear(mlp.down_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, H) to (…, H)."""
+        multiply, gate, up = torch.ops.mkldnn._linear_pointwise, self.gate_proj, self.up_proj
+        gates = multiply(x, gate.weight, gate.bias, "gelu", [], "none")
+        output: Tensor = self.down_proj(multiply.binary(x, gates, up.weight, up.bias, "mul"))
+        return output
+
+
 def pack(model: Yalm) -> Yalm:
-    """Replace all linear layers of a CPU model by packed ones, in place, one at a time; elsewhere do nothing."""
+    """Replace all linear layers of a CPU model by packed ones, in place, one at a time, and attention by C++.
+
+    Elsewhere do nothing.
+    """
+    native_attention(model)
     for module in list(model.modules()):
+        if isinstance(module, Layer) and _can_pack(module.mlp.gate_proj):
+            module.mlp = PackedGeGLU(module.mlp)  # type: ignore[assignment]
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and _can_pack(child):
                 setattr(module, name, PackedLinear(child))

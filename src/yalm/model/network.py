@@ -83,7 +83,23 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> T
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-class DocumentAttention:
+class CausalRuns:
+    """Causal attention inside runs of positions that lie behind each other, such as documents or packed prompts.
+
+    It is an `Attention`, and says besides what a kernel needs that does the same at once, rotary positions included
+    (`ops/attention.py`).
+    """
+
+    starts: Tensor | None
+    """The first position that each one sees, (B, S) int64; None if that is not all there is to it."""
+    keeps = False
+    """Whether it wants the keys and values."""
+
+    def keep(self, key: Tensor, value: Tensor, layer: int) -> None:
+        """Take turned keys and values (B, A, S, D) from a kernel that attends in place of `__call__`."""
+
+
+class DocumentAttention(CausalRuns):
     """Causal attention that does not cross documents.
 
     `documents` (B, S) numbers the documents in their order; a position sees those before it with its own number. Costs
@@ -99,8 +115,8 @@ class DocumentAttention:
         return (self.documents[:, None, :, None] == self.documents[:, None, None, :]).tril()
 
     @cached_property
-    def starts(self) -> Tensor:
-        """The first position of each one's document, (B, S), for kernels that need no mask."""
+    def starts(self) -> Tensor:  # type: ignore[override]
+        """See `CausalRuns`."""
         return torch.searchsorted(self.documents, self.documents)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:

@@ -196,9 +196,11 @@ inline long scores(const Head& head, const float* query, const float* keys, long
     return columns;
 }
 
-void forward(const Head& head, const float* qkv, float* context, float* log_sums, float* room) {
+void forward(const Head& head, const float* qkv, float* context, float* log_sums, float* turned, float* room) {
     long width = head.width;
     Packed packed(head, qkv, room);
+    for (long s = 0; turned && s < head.seq; s++)
+        std::memcpy(turned + head.at + s * head.stride, packed.key + s * width, head.size * sizeof(float));
     float *keys = panels(head, packed.key, room), *shares = take(room, BLOCK * head.rows);
     float *output = take(room, BLOCK * width), *parts = take(room, BLOCK);
     for (long block = 0; block < head.seq; block += BLOCK) {
@@ -208,8 +210,7 @@ void forward(const Head& head, const float* qkv, float* context, float* log_sums
                 scores(head, packed.query, keys, row, panel, shares + (row - block) * head.rows + panel, head.rows);
         for (long row = block; row < last; row++) {
             float* line = shares + (row - block) * head.rows;
-            // The tile's rows are multiplied with the values up to the last one's own.
-            long from = head.start(row), end = padded(row / ROWS * ROWS + ROWS, WIDTH);
+            long from = head.start(row), end = padded(row + 1, WIDTH);
             Floats most = splat(-INFINITY), sum = splat(0);
             for (long c = first; c < end; c += WIDTH)
                 most = greater(most, select(between(c, from, row + 1), load(line + c), splat(-INFINITY)));
@@ -256,12 +257,10 @@ void backward(const Head& head, const float* qkv, const float* context, const fl
                 float *share = shares + (row - block) * PANEL, *of_score = of_scores + (row - block) * PANEL;
                 long columns = scores(head, packed.query, keys, row, panel, share, PANEL);
                 scores(head, upstream, values, row, panel, of_score, PANEL);
-                for (long r = row; r < row + ROWS; r++, share += PANEL, of_score += PANEL) {
-                    bool exists = r < head.seq;
-                    long from = exists ? head.start(r) : 0, end = exists ? r + 1 : 0;
-                    Floats log_sum = splat(exists ? log_sums[r] : 0), mean = splat(exists ? inner[r] : 0);
+                for (long r = row; r < std::min(row + ROWS, last); r++, share += PANEL, of_score += PANEL) {
+                    Floats log_sum = splat(log_sums[r]), mean = splat(inner[r]);
                     for (long c = 0; c < columns; c += WIDTH) {
-                        Mask seen = between(panel + c, from, end);
+                        Mask seen = between(panel + c, head.start(r), r + 1);
                         Floats p = select(seen, power_of_two(load(share + c) - log_sum), splat(0));
                         store(share + c, p);
                         store(of_score + c, select(seen, p * (load(of_score + c) - mean), splat(0)));
@@ -273,11 +272,10 @@ void backward(const Head& head, const float* qkv, const float* context, const fl
             // Four keys at a time, with the queries that see at least one of them.
             for (long key = panel; key < std::min(keys_end, last); key += ROWS) {
                 long row = std::max(first, key), at = (row - block) * PANEL + key - panel;
-                long queries = padded(last, ROWS) - row;
                 strip<true>(shares + at, 1, PANEL, upstream + row * width, width, of_value + key * width, width, width,
-                            queries);
+                            last - row);
                 strip<true>(of_scores + at, 1, PANEL, packed.query + row * width, width, of_key + key * width, width,
-                            width, queries);
+                            width, last - row);
             }
         }
     }
@@ -293,7 +291,8 @@ void backward(const Head& head, const float* qkv, const float* context, const fl
 
 // All contiguous: qkv and its gradient (batch, seq, heads, 3, size); context and its gradient (batch, seq, heads,
 // size); log_sums (batch, heads, seq), to base 2; cos and sin (seq, size / 2), or with an angle_step of seq * size / 2
-// such ones for each sequence; starts (batch, seq) or null; room for each thread.
+// such ones for each sequence; starts (batch, seq) or null; turned keys (batch, seq, heads, size) or null, if not asked
+// for; room for each thread.
 extern "C" {
 long attention_room(long seq, long size, int is_backward) {
     Head head(0, seq, 1, size, nullptr, nullptr, 0, nullptr);
@@ -301,12 +300,12 @@ long attention_room(long seq, long size, int is_backward) {
 }
 
 void attention_forward(const float* qkv, const float* cos, const float* sin, const long* starts, float* context,
-                       float* log_sums, float* room, long batch, long seq, long heads, long size, long angle_step,
-                       int threads) {
+                       float* log_sums, float* turned, float* room, long batch, long seq, long heads, long size,
+                       long angle_step, int threads) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long task = 0; task < batch * heads; task++) {
         Head head(task, seq, heads, size, cos, sin, angle_step, starts);
-        forward(head, qkv, context, log_sums + task * seq, room + omp_get_thread_num() * forward_room(head));
+        forward(head, qkv, context, log_sums + task * seq, turned, room + omp_get_thread_num() * forward_room(head));
     }
 }
 

@@ -1,45 +1,51 @@
-"""Attention in training on a CPU: from queries, keys and values as the projection gives them to the context, in C++.
+"""Attention on a CPU: from queries, keys and values as the projection gives them to the context, in C++.
 
 torch's kernel for CPUs reaches a sixth of the speed of its matrix products, and turning queries and keys, splitting and
 transposing move more memory around it than it reads. Ours (`attention.cpp`) does all of that in one pass each way,
-keeps the projection's output and nothing turned, and takes the borders of documents as numbers, not as a mask.
+keeps the projection's output and nothing turned, and takes documents or packed prompts as numbers, not as masks.
 `native_attention` puts it under the layers of a network from outside; the definition stays `network.SelfAttention`.
 
-The price: fp32 on x86 CPUs only, a compiler at first use (`native`), and other attentions than the two of
-`network` take the plain way.
+The price: fp32 on x86 CPUs only, a compiler at first use (`native`), and attentions that are no `CausalRuns` take the
+plain way, such as decoding's, which is bound by reading the cache.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yalm.model.network import Attention, DocumentAttention, Rotary, SelfAttention, causal_attention
+from yalm.model.network import Attention, CausalRuns, Rotary, SelfAttention, causal_attention
 from yalm.model.ops.native import library
 
 
 def native_attention(model: nn.Module) -> None:
-    """Let C++ compute the attention of a model that is or will be fp32 on a CPU; in place, if it can be compiled."""
+    """Let C++ compute the attention of a model where it is fp32 on a CPU; in place, if it can be compiled."""
     if library("attention") is not None:
         for module in model.modules():
             if isinstance(module, SelfAttention):
                 module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
 
 
-def _forward(module: SelfAttention, plain: Any, x: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
+def _forward(
+    module: SelfAttention, plain: Callable[..., Tensor], x: Tensor, rotary: Rotary, attention: Attention
+) -> Tensor:
     """See `network.SelfAttention`: (B, S, H) to (B, S, H)."""
-    if attention is causal_attention:
-        starts = None
-    elif isinstance(attention, DocumentAttention):
-        starts = attention.starts
-    else:
-        output: Tensor = plain(x, rotary, attention)
-        return output
+    runs = attention if isinstance(attention, CausalRuns) else None
+    starts = runs.starts if runs else None
+    known = attention is causal_attention or starts is not None
+    if not known or x.dtype != torch.float32 or x.device.type != "cpu":
+        return plain(x, rotary, attention)
     batch, seq, _ = x.shape
     qkv = module.qkv_proj(x).view(batch, seq, -1, 3, module.head_size)
-    context, _ = rotary_attention(qkv, rotary.cos, rotary.sin, starts)
-    output = module.o_proj(context.flatten(2))
+    if runs and runs.keeps:
+        key = torch.empty_like(qkv[..., 1, :])
+        context, _ = _attend(qkv, rotary.cos, rotary.sin, starts, key)
+        runs.keep(key.transpose(1, 2), qkv[..., 2, :].transpose(1, 2), module.layer)
+    else:
+        context, _ = rotary_attention(qkv, rotary.cos, rotary.sin, starts)
+    output: Tensor = module.o_proj(context.flatten(2))
     return output
 
 
@@ -51,10 +57,7 @@ def rotary_attention(qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | Non
     and `sin` are those of a `network.Rotary`; `starts` (B, S) int64 never falls within a sequence. Differentiable in
     qkv.
     """
-    batch, seq, heads, _, size = qkv.shape
-    context, log_sums = qkv.new_empty(batch, seq, heads, size), qkv.new_empty(batch, heads, seq)
-    _call("forward", qkv.shape, cos, sin, starts, [qkv], [context, log_sums])
-    return context, log_sums
+    return _attend(qkv, cos, sin, starts)
 
 
 @torch.library.custom_op("yalm::rotary_attention_backward", mutates_args=(), device_types="cpu")
@@ -63,29 +66,29 @@ def rotary_attention_backward(
 ) -> Tensor:
     """The gradient of qkv, given that of the context (B, S, A, D)."""
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    _call("backward", qkv.shape, cos, sin, starts, [qkv, context, log_sums, grad], [grad_qkv])
+    _call("backward", qkv, cos, sin, starts, context, log_sums, grad, grad_qkv)
     return grad_qkv
 
 
-def _call(
-    way: str,
-    shape: torch.Size,
-    cos: Tensor,
-    sin: Tensor,
-    starts: Tensor | None,
-    inputs: list[Tensor],
-    outputs: list[Tensor],
-) -> None:
-    batch, seq, heads, _, size = shape
+def _attend(
+    qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, key: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `rotary_attention`; the turned keys go to `key` (B, S, A, D)."""
+    batch, seq, heads, _, size = qkv.shape
+    context, log_sums = qkv.new_empty(batch, seq, heads, size), qkv.new_empty(batch, heads, seq)
+    _call("forward", qkv, cos, sin, starts, context, log_sums, key)
+    return context, log_sums
+
+
+def _call(way: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, *others: Tensor | None) -> None:
+    """Call the C++ function for that way; what it writes to must be contiguous."""
     functions, threads = library("attention"), torch.get_num_threads()
     assert functions is not None, "native_attention asked for it"
-    room = torch.empty(threads, functions.attention_room(seq, size, way == "backward"))
+    batch, seq, heads, _, size = qkv.shape
     angle_step = seq * size // 2 if cos.dim() == 5 else 0
-    qkv, *others = [tensor.contiguous() for tensor in inputs]
-    angles = [cos.contiguous(), sin.contiguous()]
-    borders = starts.contiguous() if starts is not None else None
-    pointers = [tensor.data_ptr() if tensor is not None else None for tensor in (qkv, *angles, borders, *others)]
-    pointers += [tensor.data_ptr() for tensor in (*outputs, room)]
+    room = torch.empty(threads, functions.attention_room(seq, size, way == "backward"))
+    tensors = [tensor.contiguous() if tensor is not None else None for tensor in (qkv, cos, sin, starts, *others, room)]
+    pointers = [tensor.data_ptr() if tensor is not None else None for tensor in tensors]
     getattr(functions, f"attention_{way}")(*pointers, batch, seq, heads, size, angle_step, threads)
 
 

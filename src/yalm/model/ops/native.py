@@ -34,7 +34,7 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
     },
     "attention": {
         "attention_room": [_COUNT] * 2 + [_INT],
-        "attention_forward": [_ADDRESS] * 7 + [_COUNT] * 5 + [_INT],
+        "attention_forward": [_ADDRESS] * 8 + [_COUNT] * 5 + [_INT],
         "attention_backward": [_ADDRESS] * 9 + [_COUNT] * 5 + [_INT],
     },
 }
