@@ -119,3 +119,9 @@ def test_gathers_on_a_slow_link_run() -> None:
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "bench" / "parallel.py"]
     done = subprocess.run(launched, check=True, capture_output=True, text=True)
     assert "zero 3, prefetch 1" in done.stdout
+
+
+def test_attention_bench_has_a_row_for_each_side() -> None:
+    table = bench("attention.py", "--quick")
+    assert "| PyTorch |" in table
+    assert "| ours |" in table

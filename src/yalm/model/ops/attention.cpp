@@ -76,6 +76,15 @@ inline Floats power_of_two(Floats x) {
     return times_power(y, n);
 }
 
+inline float dot(const float* a, const float* b, long count) {
+    Floats sum = splat(0);
+    float rest = 0;
+    long i = 0;
+    for (; i + WIDTH <= count; i += WIDTH) sum = fused(load(a + i), load(b + i), sum);
+    for (; i < count; i++) rest += a[i] * b[i];
+    return total(sum) + rest;
+}
+
 // c[r][n] (+)= sum over k of a[r * row + k * step] * b[k * b_row + n], for ROWS rows and N vectors.
 template <int N, bool ADD>
 inline void tile(const float* a, long row, long step, const float* b, long b_row, float* c, long c_row, long depth) {
@@ -245,8 +254,7 @@ void backward(const Head& head, const float* qkv, const float* context, const fl
     for (long s = 0; s < head.seq; s++) {
         const float *from = grad + head.at + s * head.stride, *with = context + head.at + s * head.stride;
         std::memcpy(upstream + s * width, from, head.size * sizeof(float));
-        inner[s] = 0;
-        for (long d = 0; d < head.size; d++) inner[s] += from[d] * with[d];
+        inner[s] = dot(from, with, head.size);
     }
     for (long panel = 0; panel < head.seq; panel += PANEL) {
         long keys_end = std::min(panel + PANEL, head.seq);
