@@ -84,6 +84,30 @@ def test_equals_the_plain_attention(libraries: Libraries, name: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_those_of_fp32_rounded(
+    libraries: Libraries, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    use(monkeypatch, libraries["own"])
+    drawn = torch.Generator().manual_seed(0)
+    qkv, upstream = (torch.randn(2, 70, *sizes, 16, generator=drawn).to(dtype) for sizes in ((3, 3), (3,)))
+    rotary = rotary_of(torch.arange(70), 16, dtype)
+    results = []
+    for kind in (dtype, torch.float32):
+        given = qkv.to(kind).detach().requires_grad_()
+        context, log_sums = rotary_attention(given, rotary.cos.to(kind), rotary.sin.to(kind), None)
+        context.backward(upstream.to(kind))
+        assert given.grad is not None
+        assert (context.dtype, given.grad.dtype, log_sums.dtype) == (kind, kind, torch.float32)
+        results.append((context, given.grad, log_sums))
+    (context, gradient, log_sums), (exact, exact_gradient, exact_sums) = results
+    assert torch.equal(log_sums, exact_sums)
+    assert torch.equal(context, exact.to(dtype))
+    # Backward reads the rounded context.
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient.float(), exact_gradient, atol=4 * step, rtol=step)
+
+
 def test_long_sequences_and_wide_heads(libraries: Libraries, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, libraries["own"])
     qkv = torch.randn(1, 1100, 1, 3, 256, generator=torch.Generator().manual_seed(0))

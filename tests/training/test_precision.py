@@ -19,6 +19,8 @@ from support import MakeSettings, losses, weights
 from yalm.errors import YalmError
 from yalm.model.costs import alignment, unaligned
 from yalm.model.network import DocumentAttention, ModelConfig, Yalm, build, causal_attention, initialize
+from yalm.model.ops import attention
+from yalm.model.ops.native import library
 from yalm.model.presets import PRESETS, preset
 from yalm.training import loop
 from yalm.training.loop import train
@@ -75,20 +77,28 @@ def trace(precision: Precision, kept: WeightType, documents: bool) -> dict[str, 
         return dict(operations.types) | {"gradients": [([], floats([p.grad for p in model.parameters()]))]}
 
 
-INSIDE = "_scaled_dot_product_flash_attention_for_cpu"
+# The operation that attends, in PyTorch or (True) in C++. Both take three tensors, and the softmax's log-sum is fp32.
+INSIDE = {False: "_scaled_dot_product_flash_attention_for_cpu", True: "rotary_attention"}
 # Operations all of whose operands and results must be fp32; each must be seen, so that a new name is noticed.
 EXACT = ("native_layer_norm", "native_layer_norm_backward", "cos", "sin", "_log_softmax", "exp_", "scatter_add_")
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize(("precision", "kept"), [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")])
-def test_what_must_be_precise_is_computed_in_fp32(precision: Precision, kept: WeightType, documents: bool) -> None:
+def test_what_must_be_precise_is_computed_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, kept: WeightType, documents: bool, native: bool
+) -> None:
+    if not native:
+        monkeypatch.setattr(attention, "library", lambda name: None)
+    elif library("attention") is None:
+        pytest.skip("no C++ compiler here")
     seen = trace(precision, kept, documents)
     for name in EXACT:
         assert seen[name], name
         assert all(set(before + after) == {torch.float32} for before, after in seen[name]), (name, seen[name])
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert seen[INSIDE] == [([half] * 3, [half, torch.float32])] * 2, "the softmax's log-sum is fp32, q, k and v half"
+    assert seen[INSIDE[native]] == [([half] * 3, [half, torch.float32])] * 2
     for name in ("_foreach_norm", "linalg_vector_norm"):
         assert {dtype for _, after in seen[name] for dtype in after} == {torch.float32}, name
     assert set(seen["gradients"][0][1]) == {torch.float32 if kept == "fp32" else torch.bfloat16}

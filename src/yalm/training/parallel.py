@@ -181,9 +181,10 @@ def prepare(model: Yalm, world: World, settings: ComputeSettings) -> None:
     """Apply precision, division, fused kernels or compilation and recomputation in place; oneDNN and C++ on CPUs."""
     compiled = settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda")
     apply_precision(model, settings.precision, world.device)
-    if settings.precision not in HALF and not compiled and world.device.type == "cpu":
-        onednn_linears(model)
+    if world.device.type == "cpu" and not compiled:
         native_attention(model)
+        if settings.precision not in HALF:
+            onednn_linears(model)
     if world.link:
         cut(model, world.link, HALF.get(settings.precision, torch.float32), world.tensor)
     if world.tensor > 1:

@@ -5,8 +5,10 @@ transposing move more memory around it than it reads. Ours (`attention.cpp`) doe
 keeps the projection's output and nothing turned, and takes documents or packed prompts as numbers, not as masks.
 `native_attention` puts it under the layers of a network from outside; the definition stays `network.SelfAttention`.
 
-The price: fp32 on x86 CPUs only, a compiler at first use (`native`), and attentions that are no `CausalRuns` take the
-plain way, such as decoding's, which is bound by reading the cache.
+It computes in fp32; tensors in 16 bits are cast on the way, which is still faster than torch's kernel for them.
+
+The price: x86 CPUs only, a compiler at first use (`native`), and attentions that are no `CausalRuns` take the plain
+way, such as decoding's, which is bound by reading the cache.
 """
 
 from collections.abc import Callable
@@ -19,9 +21,11 @@ from torch import Tensor, nn
 from yalm.model.network import Attention, CausalRuns, Rotary, SelfAttention, causal_attention
 from yalm.model.ops.native import library
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def native_attention(model: nn.Module) -> None:
-    """Let C++ compute the attention of a model where it is fp32 on a CPU; in place, if it can be compiled."""
+    """Let C++ compute the attention of a model where it is on a CPU; in place, if it can be compiled."""
     if library("attention") is not None:
         for module in model.modules():
             if isinstance(module, SelfAttention):
@@ -35,12 +39,12 @@ def _forward(
     runs = attention if isinstance(attention, CausalRuns) else None
     starts = runs.starts if runs else None
     known = attention is causal_attention or starts is not None
-    if not known or x.dtype != torch.float32 or x.device.type != "cpu":
+    if not known or x.dtype not in DTYPES or x.device.type != "cpu":
         return plain(x, rotary, attention)
     batch, seq, _ = x.shape
     qkv = module.qkv_proj(x).view(batch, seq, -1, 3, module.head_size)
     if runs and runs.keeps:
-        key = torch.empty_like(qkv[..., 1, :])
+        key = torch.empty(batch, seq, qkv.shape[2], module.head_size)
         context, _ = _attend(qkv, rotary.cos, rotary.sin, starts, key)
         runs.keep(key.transpose(1, 2), qkv[..., 2, :].transpose(1, 2), module.layer)
     else:
@@ -51,7 +55,7 @@ def _forward(
 
 @torch.library.custom_op("yalm::rotary_attention", mutates_args=(), device_types="cpu")
 def rotary_attention(qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """q | k | v (B, S, A, 3, D) in fp32 to the context (B, S, A, D) and log-sums (B, A, S) to base 2.
+    """q | k | v (B, S, A, 3, D) to the context (B, S, A, D), of its type, and fp32 log-sums (B, A, S) to base 2.
 
     softmax(q·kᵀ/√D)·v of turned queries and keys, where position i sees those from starts[i] (or 0) to itself. `cos`
     and `sin` are those of a `network.Rotary`; `starts` (B, S) int64 never falls within a sequence. Differentiable in
@@ -65,29 +69,30 @@ def rotary_attention_backward(
     qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, context: Tensor, log_sums: Tensor, grad: Tensor
 ) -> Tensor:
     """The gradient of qkv, given that of the context (B, S, A, D)."""
-    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    _call("backward", qkv, cos, sin, starts, context, log_sums, grad, grad_qkv)
-    return grad_qkv
+    grad_qkv = torch.empty(qkv.shape)
+    _call("backward", qkv, cos, sin, starts, context.float(), log_sums, grad.float(), grad_qkv)
+    return grad_qkv.to(qkv.dtype)
 
 
 def _attend(
     qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, key: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See `rotary_attention`; the turned keys go to `key` (B, S, A, D)."""
+    """See `rotary_attention`; the turned keys go to `key` (B, S, A, D) in fp32."""
     batch, seq, heads, _, size = qkv.shape
-    context, log_sums = qkv.new_empty(batch, seq, heads, size), qkv.new_empty(batch, heads, seq)
+    context, log_sums = torch.empty(batch, seq, heads, size), torch.empty(batch, heads, seq)
     _call("forward", qkv, cos, sin, starts, context, log_sums, key)
-    return context, log_sums
+    return context.to(qkv.dtype), log_sums
 
 
 def _call(way: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, *others: Tensor | None) -> None:
-    """Call the C++ function for that way; what it writes to must be contiguous."""
+    """Call the C++ function for that way; all others are fp32, and what it writes to contiguous."""
     functions, threads = library("attention"), torch.get_num_threads()
     assert functions is not None, "native_attention asked for it"
     batch, seq, heads, _, size = qkv.shape
     angle_step = seq * size // 2 if cos.dim() == 5 else 0
     room = torch.empty(threads, functions.attention_room(seq, size, way == "backward"))
-    tensors = [tensor.contiguous() if tensor is not None else None for tensor in (qkv, cos, sin, starts, *others, room)]
+    given = (qkv.float(), cos.float(), sin.float(), starts, *others, room)
+    tensors = [tensor.contiguous() if tensor is not None else None for tensor in given]
     pointers = [tensor.data_ptr() if tensor is not None else None for tensor in tensors]
     getattr(functions, f"attention_{way}")(*pointers, batch, seq, heads, size, angle_step, threads)
 
