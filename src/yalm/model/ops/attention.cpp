@@ -55,9 +55,10 @@ inline Mask between(long column, long first, long last) {
     return lanes(std::clamp(first - column, 0L, long(WIDTH)), std::clamp(last - column, 0L, long(WIDTH)));
 }
 
-// Rows of a register tile and vectors of its columns; keys of a panel; queries of a block.
-constexpr int ROWS = 4, VECTORS = 4;
-constexpr long PANEL = VECTORS * WIDTH, BLOCK = 64;
+// Rows of a register tile and vectors of its columns, so that all registers are used and no more.
+constexpr int ROWS = 4, VECTORS = WIDTH == 16 ? 4 : 2;
+// Queries of a block, keys of a panel.
+constexpr long BLOCK = 64;
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 inline long padded(long count, long multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -117,7 +118,8 @@ inline void tile(const float* a, long row, long step, const float* b, long b_row
 template <bool ADD>
 inline void strip(const float* a, long row, long step, const float* b, long b_row, float* c, long c_row, long columns,
                   long depth) {
-    for (; columns >= PANEL; columns -= PANEL, b += PANEL, c += PANEL)
+    constexpr long most = VECTORS * WIDTH;
+    for (; columns >= most; columns -= most, b += most, c += most)
         tile<VECTORS, ADD>(a, row, step, b, b_row, c, c_row, depth);
     switch (columns / WIDTH) {
         case 1: return tile<1, ADD>(a, row, step, b, b_row, c, c_row, depth);
@@ -146,7 +148,7 @@ struct Head {
 
 // Room for a head, in numbers; all parts are whole lines of the cache.
 long forward_room(const Head& head) { return 4 * head.matrix + BLOCK * (head.rows + head.width + 1); }
-long backward_room(const Head& head) { return 9 * head.matrix + 2 * BLOCK * PANEL + head.rows; }
+long backward_room(const Head& head) { return 9 * head.matrix + 2 * BLOCK * BLOCK + head.rows; }
 
 inline float* take(float*& room, long numbers) {
     float* taken = room;
@@ -181,7 +183,7 @@ struct Packed {
     }
 };
 
-// (rows, width) to panels: the one with row r holds (width, PANEL) at r / PANEL * PANEL * width.
+// (rows, width) to panels: the one with row r holds (width, BLOCK) at r / BLOCK * BLOCK * width.
 float* panels(const Head& head, const float* from, float*& room) {
     float* to = take(room, head.matrix);
     for (long r = 0; r < head.rows; r += 4)
@@ -190,8 +192,8 @@ float* panels(const Head& head, const float* from, float*& room) {
             __m128 rows[4];
             for (int i = 0; i < 4; i++) rows[i] = _mm_loadu_ps(corner + i * head.width);
             _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
-            float* at = to + r / PANEL * PANEL * head.width + d * PANEL + r % PANEL;
-            for (int i = 0; i < 4; i++) _mm_storeu_ps(at + i * PANEL, rows[i]);
+            float* at = to + r / BLOCK * BLOCK * head.width + d * BLOCK + r % BLOCK;
+            for (int i = 0; i < 4; i++) _mm_storeu_ps(at + i * BLOCK, rows[i]);
         }
     return to;
 }
@@ -199,8 +201,8 @@ float* panels(const Head& head, const float* from, float*& room) {
 // Scores of the queries from `row` on, with the keys of a panel up to the last one that they see; the columns written.
 inline long scores(const Head& head, const float* query, const float* keys, long row, long panel, float* to,
                    long to_row) {
-    long columns = padded(std::min(PANEL, row + ROWS - panel), WIDTH);
-    strip<false>(query + row * head.width, head.width, 1, keys + panel * head.width, PANEL, to, to_row, columns,
+    long columns = padded(std::min(BLOCK, row + ROWS - panel), WIDTH);
+    strip<false>(query + row * head.width, head.width, 1, keys + panel * head.width, BLOCK, to, to_row, columns,
                  head.width);
     return columns;
 }
@@ -213,9 +215,9 @@ void forward(const Head& head, const float* qkv, float* context, float* log_sums
     float *keys = panels(head, packed.key, room), *shares = take(room, BLOCK * head.rows);
     float *output = take(room, BLOCK * width), *parts = take(room, BLOCK);
     for (long block = 0; block < head.seq; block += BLOCK) {
-        long last = std::min(block + BLOCK, head.seq), first = head.start(block) / PANEL * PANEL;
-        for (long panel = first; panel < last; panel += PANEL)
-            for (long row = std::max(block, panel); row < last; row += ROWS)
+        long last = std::min(block + BLOCK, head.seq), first = head.start(block) / BLOCK * BLOCK;
+        for (long panel = first; panel < last; panel += BLOCK)
+            for (long row = block; row < last; row += ROWS)
                 scores(head, packed.query, keys, row, panel, shares + (row - block) * head.rows + panel, head.rows);
         for (long row = block; row < last; row++) {
             float* line = shares + (row - block) * head.rows;
@@ -249,23 +251,23 @@ void backward(const Head& head, const float* qkv, const float* context, const fl
     float *keys = panels(head, packed.key, room), *values = panels(head, packed.value, room);
     float *upstream = take(room, head.matrix), *of_query = take(room, head.matrix);
     float *of_key = take(room, head.matrix), *of_value = take(room, head.matrix);
-    float *shares = take(room, BLOCK * PANEL), *of_scores = take(room, BLOCK * PANEL), *inner = take(room, head.rows);
+    float *shares = take(room, BLOCK * BLOCK), *of_scores = take(room, BLOCK * BLOCK), *inner = take(room, head.rows);
     std::memset(upstream, 0, 4 * head.matrix * sizeof(float));  // and the three that follow
     for (long s = 0; s < head.seq; s++) {
         const float *from = grad + head.at + s * head.stride, *with = context + head.at + s * head.stride;
         std::memcpy(upstream + s * width, from, head.size * sizeof(float));
         inner[s] = dot(from, with, head.size);
     }
-    for (long panel = 0; panel < head.seq; panel += PANEL) {
-        long keys_end = std::min(panel + PANEL, head.seq);
-        for (long block = panel / BLOCK * BLOCK; block < head.seq; block += BLOCK) {
-            long first = std::max(block, panel), last = std::min(block + BLOCK, head.seq);
-            if (head.start(first) >= keys_end) break;
-            for (long row = first; row < last; row += ROWS) {
-                float *share = shares + (row - block) * PANEL, *of_score = of_scores + (row - block) * PANEL;
-                long columns = scores(head, packed.query, keys, row, panel, share, PANEL);
-                scores(head, upstream, values, row, panel, of_score, PANEL);
-                for (long r = row; r < std::min(row + ROWS, last); r++, share += PANEL, of_score += PANEL) {
+    for (long panel = 0; panel < head.seq; panel += BLOCK) {
+        long keys_end = std::min(panel + BLOCK, head.seq);
+        for (long block = panel; block < head.seq; block += BLOCK) {
+            long last = std::min(block + BLOCK, head.seq);
+            if (head.start(block) >= keys_end) break;
+            for (long row = block; row < last; row += ROWS) {
+                float *share = shares + (row - block) * BLOCK, *of_score = of_scores + (row - block) * BLOCK;
+                long columns = scores(head, packed.query, keys, row, panel, share, BLOCK);
+                scores(head, upstream, values, row, panel, of_score, BLOCK);
+                for (long r = row; r < std::min(row + ROWS, last); r++, share += BLOCK, of_score += BLOCK) {
                     Floats log_sum = splat(log_sums[r]), mean = splat(inner[r]);
                     for (long c = 0; c < columns; c += WIDTH) {
                         Mask seen = between(panel + c, head.start(r), r + 1);
@@ -274,15 +276,15 @@ void backward(const Head& head, const float* qkv, const float* context, const fl
                         store(of_score + c, select(seen, p * (load(of_score + c) - mean), splat(0)));
                     }
                 }
-                strip<true>(of_scores + (row - block) * PANEL, PANEL, 1, packed.key + panel * width, width,
-                            of_query + row * width, width, width, std::min(PANEL, row + ROWS - panel));
+                strip<true>(of_scores + (row - block) * BLOCK, BLOCK, 1, packed.key + panel * width, width,
+                            of_query + row * width, width, width, std::min(BLOCK, row + ROWS - panel));
             }
             // Four keys at a time, with the queries that see at least one of them.
-            for (long key = panel; key < std::min(keys_end, last); key += ROWS) {
-                long row = std::max(first, key), at = (row - block) * PANEL + key - panel;
-                strip<true>(shares + at, 1, PANEL, upstream + row * width, width, of_value + key * width, width, width,
+            for (long key = panel; key < keys_end; key += ROWS) {
+                long row = std::max(block, key), at = (row - block) * BLOCK + key - panel;
+                strip<true>(shares + at, 1, BLOCK, upstream + row * width, width, of_value + key * width, width, width,
                             last - row);
-                strip<true>(of_scores + at, 1, PANEL, packed.query + row * width, width, of_key + key * width, width,
+                strip<true>(of_scores + at, 1, BLOCK, packed.query + row * width, width, of_key + key * width, width,
                             width, last - row);
             }
         }
