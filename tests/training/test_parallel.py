@@ -216,7 +216,7 @@ from yalm.training.settings import ComputeSettings
 
 def step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    parts = [torch.zeros(megabytes << 18) for megabytes in (40, 3, 200, 1)]
+    parts = [torch.zeros(megabytes << 18) for megabytes in (25, 3, 30, 1, 12)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 with join_world(ComputeSettings(device="cpu", threads=1)):
