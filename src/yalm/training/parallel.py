@@ -113,8 +113,8 @@ def _keep_freed_memory() -> None:
     """Let the process keep what a step frees for the next one, where its allocator is glibc's.
 
     By itself that gives large tensors back at once, and the kernel hands them out again in cleared pages of 4 KiB: at
-    110 million parameters 140,000 a step, 5 % of its time, with a vocabulary of 128,000 a third. The price: gaps between
-    what is kept, up to two fifths more memory.
+    110 million parameters 140,000 a step, 5 % of its time, with a vocabulary of 128,000 a third. The price: gaps
+    between what is kept, up to two fifths more memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
