@@ -98,14 +98,14 @@ def main() -> None:
     if library("attention") is None:
         raise YalmError("our attention cannot be compiled here; see the warning above")
     rows: list[dict[str, Any]] = []
-    with join_world(
-        ComputeSettings(device="cpu", threads=options.threads)
-    ):  # which keeps freed memory, as training does
-        for shape in [(2, 64, 2, 32, 20)] if options.quick else SHAPES:
-            found = measure(*shape, rounds=2 if options.quick else ROUNDS)
+    shapes, rounds = ([(2, 64, 2, 32, 20)], 2) if options.quick else (SHAPES, ROUNDS)
+    # In a world freed memory is kept, as in training.
+    with join_world(ComputeSettings(device="cpu", threads=options.threads)):
+        for shape in shapes:
+            found = measure(*shape, rounds)
             peak = matmul_peaks()["oneDNN"].cpu / 1e9
             rows += [row | {"of oneDNN's peak": f"{row['GFLOP/CPU-s'] / peak:.0%}"} for row in found]
-    report("Attention, forward and backward, fp32", rows, options.json, threads=options.threads, rounds=ROUNDS)
+    report("Attention, forward and backward, fp32", rows, options.json, threads=options.threads, rounds=rounds)
 
 
 if __name__ == "__main__":
