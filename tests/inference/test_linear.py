@@ -2,15 +2,32 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from support import load_golden_model
 from yalm.inference.linear import PackedGeGLU, PackedLinear, pack
 from yalm.model.network import GeGLU, ModelConfig
+from yalm.model.ops import packed_linear as native
+
+OURS, ONEDNN, BF16 = (torch.float32, True), (torch.float32, False), (torch.bfloat16, False)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 31, 64, 257])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.fixture(params=[OURS, ONEDNN, BF16], ids=["ours", "oneDNN", "bf16"])
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """The type of a weight, once for each library that multiplies with it, whatever this machine prefers."""
+    dtype, ours = request.param
+    assert isinstance(dtype, torch.dtype)
+    if ours and native.library(native.SOURCE) is None:
+        pytest.skip("no C++ here")
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bf16 instructions here")
+    monkeypatch.setattr("yalm.inference.linear.has_packed_linear", lambda weight: ours)
+    return dtype
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 12, 13, 31, 64, 257])
 def test_same_numbers(rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(rows)
     linear = nn.Linear(203, 96).to(dtype)
@@ -30,8 +47,42 @@ def test_shapes_of_more_dimensions_and_strides() -> None:
         torch.testing.assert_close(PackedLinear(linear)(x), linear(x))
 
 
+@given(st.integers(1, 120), st.integers(1, 70), st.integers(1, 600), st.booleans(), st.booleans(), st.integers(1, 3))
+def test_our_product_and_what_follows_it(
+    count: int, rows: int, columns: int, is_gelu: bool, multiplied: bool, threads: int
+) -> None:
+    if native.library(native.SOURCE) is None:
+        pytest.skip("no C++ here")
+    torch.manual_seed(count)
+    linear = nn.Linear(columns, rows)
+    x, times = torch.randn(count, columns), torch.randn(count, rows) if multiplied else None
+    weight = native.panels(linear.weight.detach())
+    bias = nn.functional.pad(linear.bias.detach(), (0, weight.shape[0] * weight.shape[2] - rows))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = native.packed_linear(x, weight, bias, rows, is_gelu=is_gelu, times=times)
+    finally:
+        torch.set_num_threads(before)
+    with torch.inference_mode():
+        want = linear.double()(x.double())
+        want = nn.functional.gelu(want) if is_gelu else want
+        want = want * times if times is not None else want
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
+
+
+def test_our_gelu_far_from_zero() -> None:
+    if native.library(native.SOURCE) is None:
+        pytest.skip("no C++ here")
+    x = torch.cat((torch.linspace(-15, 15, 30_001), torch.tensor([0.0, -0.0, -1e30, 1e30, torch.nan])))
+    weight, bias = native.panels(torch.ones(1, 1)), torch.zeros(64)
+    got = native.packed_linear(x[:, None], weight, bias, 1, is_gelu=True).squeeze(1).double()
+    want = nn.functional.gelu(x.double())
+    assert got[-1].isnan()
+    assert ((got - want).abs() <= 2.5e-7 * x.abs())[:-1].all()
+
+
 @pytest.mark.parametrize("rows", [1, 8, 70])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_geglu_within_the_products(rows: int, dtype: torch.dtype) -> None:
     sizes = {"vocab_size": 9, "embedding_size": 8, "hidden_size": 48, "num_layers": 1, "num_heads": 2}
     torch.manual_seed(rows)
@@ -44,7 +95,9 @@ def test_geglu_within_the_products(rows: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.double(), exact, atol=10 * torch.finfo(dtype).eps * exact.abs().max().item(), rtol=0)
 
 
-def test_pack_replaces_every_linear_and_keeps_the_table() -> None:
+@pytest.mark.parametrize("ours", [False, True])
+def test_pack_replaces_every_linear_and_keeps_the_table(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yalm.model.ops.packed_linear.has_avx512", lambda: not ours)
     model = load_golden_model()
     table = model.model.embed_tokens.tokens.weight.clone()
     assert pack(model) is model
@@ -52,6 +105,8 @@ def test_pack_replaces_every_linear_and_keeps_the_table() -> None:
     assert torch.equal(model.model.embed_tokens.tokens.weight, table)
 
 
-def test_types_without_a_packed_kernel_stay_plain() -> None:
-    model = pack(load_golden_model(torch.float16))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_types_without_a_packed_kernel_stay_plain(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = pack(load_golden_model(dtype))
     assert isinstance(model.lm_head, nn.Linear)

@@ -1,21 +1,22 @@
 """Linear layers that read their weights at the speed of the CPU's memory.
 
 Generation is bound by reading every weight once a step. torch multiplies fp32 matrices with MKL, whose product of one
-row uses one thread and half the bandwidth, and whose product of 2 … 32 rows is slower still. oneDNN, which torch ships
-as well, reaches the memory's speed at all of these, and twice MKL's at long prompts on AMD, once the weights are in
-its own blocked layout (measurements: docs/benchmarks.md). So weights are re-laid once, at loading.
+row uses one thread and half the bandwidth, and whose product of 2 … 32 rows is slower still. Where a processor has
+AVX-512, oneDNN, which torch ships as well, reaches the memory's speed at all of these, and twice MKL's at long prompts
+on AMD, once the weights are in its own blocked layout; elsewhere our own C++ does, and oneDNN is what bf16 weights and
+machines without a compiler get (measurements: docs/benchmarks.md). So weights are re-laid once, at loading.
 
-The price: the blocked copy is opaque. It replaces the plain weight, so a packed model generates and scores but can no
+The price: the re-laid copy is opaque. It replaces the plain weight, so a packed model generates and scores but can no
 longer be saved, trained or moved; the tied token table, which is also read row by row, is kept twice.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yalm.model.network import GeGLU, Layer, Yalm
 from yalm.model.ops.attention import native_attention
-
-PACKED_DTYPES = (torch.float32, torch.bfloat16)
+from yalm.model.ops.packed_linear import has_packed_linear, packed_linear, panels
 
 
 class PackedLinear(nn.Module):
@@ -23,12 +24,33 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias = linear.bias
+        weight, bias = linear.weight.detach(), linear.bias.detach()
+        self.rows = len(weight)
+        self.native = has_packed_linear(weight)
+        self.weight = panels(weight) if self.native else torch.ops.mkldnn._reorder_linear_weight(weight)
+        if self.native:
+            bias = F.pad(bias, (0, self.weight.shape[0] * self.weight.shape[2] - self.rows))
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
+        if self.native:
+            return packed_linear(x, self.weight, self.bias, self.rows)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return output
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The exact GELU of the output, (…, out)."""
+        if self.native:
+            return packed_linear(x, self.weight, self.bias, self.rows, is_gelu=True)
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
+        return output
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The output times `other` (…, out)."""
+        if self.native:
+            return packed_linear(x, self.weight, self.bias, self.rows, times=other)
+        output: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
         return output
 
 
@@ -42,9 +64,7 @@ class PackedGeGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, H) to (…, H)."""
-        multiply, gate, up = torch.ops.mkldnn._linear_pointwise, self.gate_proj, self.up_proj
-        gates = multiply(x, gate.weight, gate.bias, "gelu", [], "none")
-        output: Tensor = self.down_proj(multiply.binary(x, gates, up.weight, up.bias, "mul"))
+        output: Tensor = self.down_proj(self.up_proj.times(x, self.gate_proj.gelu(x)))
         return output
 
 
@@ -64,5 +84,10 @@ def pack(model: Yalm) -> Yalm:
 
 
 def _can_pack(linear: nn.Linear) -> bool:
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and linear.weight.device.type == "cpu" and linear.weight.dtype in PACKED_DTYPES
+    weight = linear.weight
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype == torch.bfloat16:
+        supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return supported
+    return weight.dtype == torch.float32

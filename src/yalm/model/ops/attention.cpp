@@ -20,15 +20,12 @@
 
 namespace {
 
-// Lanes that take part; the greatest of two; rounding; x * 2^power.
+// Lanes that take part.
 #ifdef __AVX512F__
 typedef __mmask16 Mask;
 inline Mask lanes(long first, long last) { return Mask(((1u << last) - 1) & ~((1u << first) - 1)); }
 inline Floats select(Mask mask, Floats yes, Floats no) { return _mm512_mask_blend_ps(mask, no, yes); }
-inline Floats greater(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline float greatest(Floats values) { return _mm512_reduce_max_ps(values); }
-inline Floats whole(Floats x) { return _mm512_roundscale_ps(x, 0); }
-inline Floats times_power(Floats x, Floats power) { return _mm512_scalef_ps(x, power); }
 #else
 typedef __m256 Mask;
 inline Mask lanes(long first, long last) {
@@ -37,16 +34,10 @@ inline Mask lanes(long first, long last) {
                          _mm256_cmp_ps(lane, splat(float(last)), _CMP_LT_OQ));
 }
 inline Floats select(Mask mask, Floats yes, Floats no) { return _mm256_blendv_ps(no, yes, mask); }
-inline Floats greater(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 inline float greatest(Floats values) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
-}
-inline Floats whole(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline Floats times_power(Floats x, Floats power) {
-    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
-    return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 #endif
 
@@ -59,23 +50,9 @@ inline Mask between(long column, long first, long last) {
 constexpr int ROWS = 4, VECTORS = WIDTH == 16 ? 4 : 2;
 // Queries of a block, keys of a panel.
 constexpr long BLOCK = 64;
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+constexpr float LN2 = 0.6931471805599453f;
 
 inline long padded(long count, long multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-// 2^x for x <= 0, by the polynomial on [-1/2, 1/2] of least relative error, 2e-9; no result is below 2^-126.
-inline Floats power_of_two(Floats x) {
-    x = greater(splat(-126.0f), x);  // in this order NaN comes through
-    Floats n = whole(x), f = x - n;
-    Floats y = splat(1.535336188319500e-4f);
-    y = fused(y, f, splat(1.339887440266574e-3f));
-    y = fused(y, f, splat(9.618437357674640e-3f));
-    y = fused(y, f, splat(5.550332471162809e-2f));
-    y = fused(y, f, splat(2.402264791363012e-1f));
-    y = fused(y, f, splat(6.931472028550421e-1f));
-    y = fused(y, f, splat(1.0f));
-    return times_power(y, n);
-}
 
 inline float dot(const float* a, const float* b, long count) {
     Floats sum = splat(0);

@@ -24,13 +24,17 @@ FOLDER = Path(__file__).parent
 # Not -ffast-math: it would regroup the sums that are laid out for the registers.
 FLAGS = ("-O3", "-march=native", "-fPIC", "-std=c++17", "-fopenmp")
 _ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-Name = Literal["quantized_linear", "attention"]
+Name = Literal["quantized_linear", "packed_linear", "attention"]
 FUNCTIONS: dict[str, dict[str, list[type]]] = {
     "quantized_linear": {
         "int8_product": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT],
         "int4_product": [_ADDRESS] * 6 + [_COUNT] * 3 + [_INT],
         "int8_values": [_ADDRESS] * 3 + [_COUNT] * 2 + [_INT],
         "int4_values": [_ADDRESS] * 4 + [_COUNT] * 2 + [_INT],
+    },
+    "packed_linear": {
+        "packed_panel": [],
+        "packed_linear": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT] * 2,
     },
     "attention": {
         "attention_room": [_COUNT] * 2 + [_INT],
@@ -40,6 +44,7 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
 }
 SLOWER = {
     "quantized_linear": "quantized layers are computed several times slower than they could be",
+    "packed_linear": "layers of generation are computed more slowly than they could be",
     "attention": "attention is computed by PyTorch, several times slower than it could be",
 }
 
@@ -69,7 +74,7 @@ def library(name: Name) -> ctypes.CDLL | None:
         return _without(name, f"{path} cannot be made or loaded ({error}); set XDG_CACHE_HOME to a folder for it")
     for function, types in FUNCTIONS[name].items():
         getattr(functions, function).argtypes = types
-        getattr(functions, function).restype = _COUNT if function.endswith("_room") else None
+        getattr(functions, function).restype = _COUNT if function.endswith(("_room", "_panel")) else None
     return functions
 
 
