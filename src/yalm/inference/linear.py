@@ -11,7 +11,6 @@ longer be saved, trained or moved; the tied token table, which is also read row 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yalm.model.network import GeGLU, Layer, Yalm
@@ -24,32 +23,28 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight, bias = linear.weight.detach(), linear.bias.detach()
-        self.rows = len(weight)
+        weight, self.bias = linear.weight.detach(), linear.bias
         self.native = has_packed_linear(weight)
         self.weight = panels(weight) if self.native else torch.ops.mkldnn._reorder_linear_weight(weight)
-        if self.native:
-            bias = F.pad(bias, (0, self.weight.shape[0] * self.weight.shape[2] - self.rows))
-        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         if self.native:
-            return packed_linear(x, self.weight, self.bias, self.rows)
+            return packed_linear(x, self.weight, self.bias)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return output
 
     def gelu(self, x: Tensor) -> Tensor:
         """The exact GELU of the output, (…, out)."""
         if self.native:
-            return packed_linear(x, self.weight, self.bias, self.rows, is_gelu=True)
+            return packed_linear(x, self.weight, self.bias, is_gelu=True)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "none")
         return output
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The output times `other` (…, out)."""
         if self.native:
-            return packed_linear(x, self.weight, self.bias, self.rows, times=other)
+            return packed_linear(x, self.weight, self.bias, times=other)
         output: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
         return output
 

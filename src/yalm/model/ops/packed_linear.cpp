@@ -38,7 +38,7 @@ inline Floats gelu(Floats x) {
 
 // What the sums of a product meet.
 struct After {
-    const float *bias, *times;  // bias (N) in whole panels; times (M, N) or null: multiplied with
+    const float *bias, *times;  // bias (N); times (M, N) or null: multiplied with
     bool is_gelu;               // before that
 };
 
@@ -51,27 +51,30 @@ template <int R>
 inline void tile(const float* x, long x_row, const float* panel, long depth, float* y, long y_row, const After& after,
                  const Part& part) {
     Floats sum[R][VECTORS];
-    // A panel that is not full meets y and times in a copy.
+    // A panel that is not full meets bias, y and times in a copy.
     float edge[R * PANEL], factors[R * PANEL];
     float* to = y + part.row * y_row + part.column;
     const float* times = after.times && part.last ? after.times + part.row * y_row + part.column : nullptr;
     long to_row = y_row, times_row = y_row;
     float* whole = to;
+    // Where the sums begin.
+    const float* from = part.first ? after.bias + part.column : to;
+    long from_row = part.first ? 0 : y_row;
     if (part.columns < PANEL) {
         std::memset(edge, 0, sizeof(edge));
         std::memset(factors, 0, sizeof(factors));
         for (int r = 0; r < R; r++) {
-            if (!part.first) std::memcpy(edge + r * PANEL, to + r * y_row, part.columns * sizeof(float));
+            const float* old = part.first ? after.bias + part.column : to + r * y_row;
+            std::memcpy(edge + r * PANEL, old, part.columns * sizeof(float));
             if (times) std::memcpy(factors + r * PANEL, times + r * y_row, part.columns * sizeof(float));
         }
-        whole = edge, to_row = PANEL;
+        from = whole = edge, from_row = to_row = PANEL;
         if (times) times = factors, times_row = PANEL;
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-        for (int n = 0; n < VECTORS; n++)
-            sum[r][n] = load(part.first ? after.bias + part.column + n * WIDTH : whole + r * to_row + n * WIDTH);
+        for (int n = 0; n < VECTORS; n++) sum[r][n] = load(from + r * from_row + n * WIDTH);
     for (long k = 0; k < depth; k++, panel += PANEL) {
         Floats right[VECTORS];
 #pragma GCC unroll 2
@@ -116,7 +119,7 @@ inline void tiles(long rows, long height, const float* x, long x_row, const floa
 
 }  // namespace
 
-// x (M, K), weight (ceil(N / panel), K, panel), bias (N, in whole panels), times (M, N) or null, y (M, N), contiguous.
+// x (M, K), weight (ceil(N / panel), K, panel), bias (N), times (M, N) or null, y (M, N), contiguous.
 extern "C" {
 long packed_panel() { return PANEL; }
 

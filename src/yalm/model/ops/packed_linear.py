@@ -34,13 +34,13 @@ def panels(weight: Tensor) -> Tensor:
 
 
 def packed_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, rows: int, *, is_gelu: bool = False, times: Tensor | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, *, is_gelu: bool = False, times: Tensor | None = None
 ) -> Tensor:
     """x (…, K) · Wᵀ + bias, then GELU (exact), then times `times` (…, N): (…, N), all in fp32.
 
-    `weight` is W (N, K) by `panels`, `bias` (N) filled up to whole panels, `rows` N. Not differentiable.
+    `weight` is W (N, K) by `panels`, `bias` (N). Not differentiable.
     """
-    functions, columns = library(SOURCE), x.shape[-1]
+    functions, rows, columns = library(SOURCE), len(bias), x.shape[-1]
     assert functions is not None, "has_packed_linear said so"
     x, times = x.contiguous(), times.contiguous() if times is not None else None
     output = torch.empty(*x.shape[:-1], rows)
