@@ -231,7 +231,7 @@ def prepare(size: str, folder: Path) -> None:
 
 
 def bandwidths() -> dict[str, float]:
-    """Bytes/s of fp32 weights through a matrix-vector product, by library: torch.mv (MKL), oneDNN as we use it."""
+    """Bytes/s of fp32 weights through a matrix-vector product, by torch.mv (MKL) and as our packed layers read them."""
     import torch
 
     from measure import best, gemv_bandwidth
@@ -242,7 +242,7 @@ def bandwidths() -> dict[str, float]:
     with torch.inference_mode():
         packed = PackedLinear(torch.nn.Linear(columns, rows))
         seconds = best(lambda: packed(vector), 20).wall
-    return {"torch.mv": gemv_bandwidth(rows, columns), "oneDNN": 4 * rows * columns / seconds}
+    return {"torch.mv": gemv_bandwidth(rows, columns), "packed layers": 4 * rows * columns / seconds}
 
 
 def compare(size: str, options: argparse.Namespace) -> None:

@@ -3,8 +3,8 @@
 Generation is bound by reading every weight once a step. torch multiplies fp32 matrices with MKL, whose product of one
 row uses one thread and half the bandwidth, and whose product of 2 … 32 rows is slower still. Where a processor has
 AVX-512, oneDNN, which torch ships as well, reaches the memory's speed at all of these, and twice MKL's at long prompts
-on AMD, once the weights are in its own blocked layout; elsewhere our own C++ does, and oneDNN is what bf16 weights and
-machines without a compiler get (measurements: docs/benchmarks.md). So weights are re-laid once, at loading.
+on AMD, once the weights are in its own blocked layout; elsewhere our own C++ does (measurements: docs/benchmarks.md).
+So weights are re-laid once, at loading.
 
 The price: the re-laid copy is opaque. It replaces the plain weight, so a packed model generates and scores but can no
 longer be saved, trained or moved; the tied token table, which is also read row by row, is kept twice.
@@ -80,9 +80,9 @@ def pack(model: Yalm) -> Yalm:
 
 def _can_pack(linear: nn.Linear) -> bool:
     weight = linear.weight
+    if has_packed_linear(weight):
+        return True
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    if weight.dtype == torch.bfloat16:
-        supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return supported
-    return weight.dtype == torch.float32
+    bf16: bool = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bf16 or weight.dtype == torch.float32

@@ -34,7 +34,7 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
     },
     "packed_linear": {
         "packed_panel": [],
-        "packed_linear": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT] * 2,
+        "packed_linear": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT] * 3,
     },
     "attention": {
         "attention_room": [_COUNT] * 2 + [_INT],

@@ -1,4 +1,6 @@
-// y[m][n] = bias[n] + sum over k of x[m][k] * w[n][k] in fp32 on CPUs, and what a layer does with it next.
+// y[m][n] = bias[n] + sum over k of x[m][k] * w[n][k] on CPUs, and what a layer does with it next.
+//
+// Weights are fp32 or bf16, which become fp32 in registers; all else is fp32.
 //
 // The weight comes in panels of PANEL of its rows, each (K, PANEL) one behind the other and the last one filled up with
 // zeros, so that it is read from one end to the other. A tile of up to ROWS rows of x with a panel has its sums in
@@ -9,6 +11,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 #include "vectors.h"
@@ -22,6 +25,15 @@ constexpr long PANEL = VECTORS * WIDTH, DEPTH = 256, HEIGHT = 96;
 constexpr long FEW = 2 * ROWS;
 // Panels of a task, so that a thread that is held up leaves its work to the others.
 constexpr long TASK = 4;
+
+inline Floats weights(const float* from) { return load(from); }
+inline Floats weights(const uint16_t* from) {
+#ifdef __AVX512F__
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
+#else
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16));
+#endif
+}
 
 // x/2 (1 + erf(x/sqrt 2)), by Abramowitz & Stegun's 7.1.26, as in torch: within 2.5e-7 |x|.
 inline Floats gelu(Floats x) {
@@ -47,8 +59,8 @@ struct Part {
     bool first, last;           // whether its sums begin here, and end
 };
 
-template <int R>
-inline void tile(const float* x, long x_row, const float* panel, long depth, float* y, long y_row, const After& after,
+template <int R, class Weight>
+inline void tile(const float* x, long x_row, const Weight* panel, long depth, float* y, long y_row, const After& after,
                  const Part& part) {
     Floats sum[R][VECTORS];
     // A panel that is not full meets bias, y and times in a copy.
@@ -79,7 +91,7 @@ inline void tile(const float* x, long x_row, const float* panel, long depth, flo
         Floats right[VECTORS];
 #pragma GCC unroll 2
         for (int n = 0; n < VECTORS; n++) {
-            right[n] = load(panel + n * WIDTH);
+            right[n] = weights(panel + n * WIDTH);
             asm("" : "+v"(right[n]));  // once into a register; the compiler would read it again for every row
         }
 #pragma GCC unroll 6
@@ -105,7 +117,8 @@ inline void tile(const float* x, long x_row, const float* panel, long depth, flo
 }
 
 // `rows` tiles' rows, ROWS or fewer at a time.
-inline void tiles(long rows, long height, const float* x, long x_row, const float* panel, long depth, float* y,
+template <class Weight>
+inline void tiles(long rows, long height, const float* x, long x_row, const Weight* panel, long depth, float* y,
                   long y_row, const After& after, Part part) {
     for (; rows > 0; rows -= height, x += height * x_row, part.row += height) switch (std::min(rows, height)) {
             case 1: tile<1>(x, x_row, panel, depth, y, y_row, after, part); break;
@@ -117,18 +130,11 @@ inline void tiles(long rows, long height, const float* x, long x_row, const floa
         }
 }
 
-}  // namespace
-
-// x (M, K), weight (ceil(N / panel), K, panel), bias (N), times (M, N) or null, y (M, N), contiguous.
-extern "C" {
-long packed_panel() { return PANEL; }
-
-void packed_linear(const float* x, const float* weight, const float* bias, const float* times, float* y, long m, long n,
-                   long k, int is_gelu, int threads) {
+template <class Weight>
+void product(const float* x, const Weight* weight, float* y, long m, long n, long k, const After& after, int threads) {
     long panels = (n + PANEL - 1) / PANEL, depth = m > FEW ? DEPTH : k, height = m > FEW ? HEIGHT : m;
     // Few rows in as many tiles as needed, of about equal height.
-    long rows = m > FEW ? ROWS : (m + (m + ROWS - 1) / ROWS - 1) / ((m + ROWS - 1) / ROWS);
-    After after{bias, times, bool(is_gelu)};
+    long few = (m + ROWS - 1) / ROWS, rows = m > FEW ? ROWS : (m + few - 1) / few;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long task = 0; task < panels; task += TASK)
         for (long row = 0; row < m; row += height)
@@ -139,5 +145,18 @@ void packed_linear(const float* x, const float* weight, const float* bias, const
                     tiles(std::min(height, m - row), rows, x + row * k + from, k, weight + (panel * k + from) * PANEL,
                           to - from, y, n, after, part);
                 }
+}
+
+}  // namespace
+
+// x (M, K), weight (ceil(N / panel), K, panel), bias (N), times (M, N) or null, y (M, N), contiguous.
+extern "C" {
+long packed_panel() { return PANEL; }
+
+void packed_linear(const float* x, const void* weight, const float* bias, const float* times, float* y, long m, long n,
+                   long k, int is_bf16, int is_gelu, int threads) {
+    After after{bias, times, bool(is_gelu)};
+    if (is_bf16) return product(x, (const uint16_t*)weight, y, m, n, k, after, threads);
+    product(x, (const float*)weight, y, m, n, k, after, threads);
 }
 }

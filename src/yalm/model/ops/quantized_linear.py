@@ -2,7 +2,7 @@
 
 On a CPU few rows of input are bound by reading the weights, so these become fp32 in registers, in our own C++
 (`native`): at 10,240 x 10,240 torch's int8 product took 24 times as long in fp32 and 3 times in bf16, and its int4 one
-wants another layout. Many rows are bound by arithmetic, so a block of the weights becomes fp32 at a time, and oneDNN
+wants another layout. Many rows are bound by arithmetic, so a block of the weights becomes fp32 at a time, and `product`
 multiplies. Elsewhere the whole weight is dequantized for each product, in the type of the input. Sums are fp32.
 """
 
@@ -15,9 +15,9 @@ from yalm.model.ops.native import Name, library
 
 SOURCE: Name = "quantized_linear"
 GROUP_SIZE = 128
-# Up to here C++ multiplies, beyond it oneDNN.
+# Up to here C++ multiplies, beyond it `product`.
 MOST_NATIVE_ROWS = 64
-# fp32 bytes of a block of dequantized weights; smaller ones cost oneDNN more in calls than the cache gains.
+# fp32 bytes of a block of dequantized weights; smaller ones cost more in calls than the cache gains.
 BLOCK_BYTES = 16 << 20
 # Weights dequantized at a time in plain PyTorch, whose intermediate results should stay in the cache.
 PLAIN_WEIGHTS = 1 << 18
@@ -54,7 +54,7 @@ def _few_rows(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bia
 
 
 def _many_rows(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor) -> Tensor:
-    """x (M, K), M large, times the weight in blocks of its rows by oneDNN."""
+    """x (M, K), M large, times the weight in blocks of its rows by `product`."""
     columns, bias = x.shape[1], bias.to(x.dtype)
     x = F.pad(
         x, (0, -columns % GROUP_SIZE)
