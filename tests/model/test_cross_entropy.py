@@ -52,6 +52,14 @@ def test_equals_the_plain_formula(tokens: int, width: int, vocab: int, rows: int
         torch.testing.assert_close(gradient, want, atol=1e-3, rtol=1e-3)
 
 
+def test_a_second_derivative_of_the_loss_is_refused() -> None:
+    hidden, weight, bias, targets, _ = problem(12, 4, 9, seed=0)
+    loss, _ = linear_cross_entropy(hidden, weight, bias, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_no_weights_means_one_each() -> None:
     hidden, weight, bias, targets, _ = problem(12, 4, 9, seed=0)
     loss, losses = linear_cross_entropy(hidden, weight, bias, targets)

@@ -62,3 +62,14 @@ def test_other_types_and_devices_are_multiplied_by_torch(options: dict[str, Any]
     onednn_linears(layer)
     assert not has_onednn(layer.weight)
     torch.testing.assert_close(layer(x), plain)
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_added_to_a_total(avx512: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_avx512", lambda: avx512)
+    torch.manual_seed(0)
+    total, a, b = torch.randn(5, 7), torch.randn(5, 3, dtype=dtype), torch.randn(7, 3, dtype=dtype)
+    wanted = total + a.float() @ b.float().T
+    linear.add_product_(total, a, b)
+    torch.testing.assert_close(total, wanted, atol=10 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps)

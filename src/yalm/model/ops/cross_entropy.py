@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from yalm.model.ops.linear import product
+from yalm.model.ops.linear import add_product_, product
 
 # Bytes of one chunk's fp32 logits. On CPUs small chunks stay in cache; on GPUs large ones fill the multiprocessors.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
@@ -113,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias += grad_logits.sum(0, dtype=torch.float32)
             typed = grad_logits.to(weight.dtype)
             grad_hidden[rows] = product(typed, weight.T)
-            grad_weight += product(typed.T, hidden[rows].T)
+            add_product_(grad_weight, typed.T, hidden[rows].T)
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype))
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
@@ -122,8 +122,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        scale = grad_loss.to(grad_hidden.dtype)
-        return grad_hidden * scale, grad_weight * scale, grad_bias * scale, None, None, None
+        # In place: a table's gradient is large. autograd sees it, and refuses to use them a second time.
+        gradients = (gradient.mul_(grad_loss) for gradient in (grad_hidden, grad_weight, grad_bias))
+        return *gradients, None, None, None
 
 
 def _losses_and_gradient(

@@ -40,6 +40,14 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(a, b, bias)
 
 
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total (M, N) += a (M, K) · bᵀ, b (N, K); in the product itself where it is torch's and the types are one."""
+    if has_onednn(a) or a.dtype != total.dtype:
+        total += product(a, b)
+    else:
+        total.addmm_(a, b.T)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, K) · weightᵀ (K, N) + bias (N): (…, N), differentiable; by oneDNN where that is faster.
 
