@@ -52,7 +52,7 @@ def test_equals_the_plain_formula(tokens: int, width: int, vocab: int, rows: int
         torch.testing.assert_close(gradient, want, atol=1e-3, rtol=1e-3)
 
 
-def test_a_second_derivative_of_the_loss_is_refused() -> None:
+def test_a_second_backward_pass_is_refused() -> None:
     hidden, weight, bias, targets, _ = problem(12, 4, 9, seed=0)
     loss, _ = linear_cross_entropy(hidden, weight, bias, targets)
     loss.backward(retain_graph=True)
