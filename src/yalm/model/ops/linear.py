@@ -45,7 +45,7 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     if has_onednn(a) or a.dtype != total.dtype:
         total += product(a, b)
     else:
-        total.addmm_(a, b.T)
+        torch.addmm(total, a, b.T, out=total)  # not addmm_, which counters of FLOPs do not know
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
