@@ -1,8 +1,8 @@
 """Linear layers for inference on CPUs without AVX-512, in C++ (`packed_linear.cpp`).
 
-There oneDNN reads fp32 weights at two thirds of the rate that memory has, and none in bf16; MKL's products of 2 … 32
-rows use a fifth of the processor, and torch's in bf16 are many times slower (docs/benchmarks.md). With AVX-512 oneDNN's
-were measured near the machine's limits, so there they are taken, as in fp32 where no compiler is found.
+There oneDNN reads fp32 weights at some two thirds of the rate that this does, and none in bf16; MKL's products of few
+rows leave most of the processor unused, and torch's in bf16 are many times slower. With AVX-512 oneDNN's were measured
+near the machine's limits (docs/benchmarks.md), so there they are taken, as in fp32 where no compiler is found.
 
 The price: the weight in panels is opaque, as oneDNN's is.
 """
