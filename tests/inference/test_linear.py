@@ -9,7 +9,7 @@ from torch import nn
 from support import load_golden_model
 from yalm.inference.linear import PackedGeGLU, PackedLinear, pack
 from yalm.model.network import GeGLU, ModelConfig
-from yalm.model.ops import packed_linear as native
+from yalm.model.ops import matmul as native
 
 FP32, BF16 = torch.float32, torch.bfloat16
 SIDES = {"ours": (FP32, True), "oneDNN": (FP32, False), "ours bf16": (BF16, True), "oneDNN bf16": (BF16, False)}
@@ -24,7 +24,7 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
         pytest.skip("no C++ here")
     if not ours and dtype == BF16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("no bf16 instructions here")
-    monkeypatch.setattr("yalm.inference.linear.has_packed_linear", lambda weight: ours)
+    monkeypatch.setattr("yalm.inference.linear.has_matmul", lambda weight: ours)
     return dtype
 
 
@@ -97,7 +97,7 @@ def test_geglu_within_the_products(rows: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("ours", [False, True])
 def test_pack_replaces_every_linear_and_keeps_the_table(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yalm.model.ops.packed_linear.has_avx512", lambda: not ours)
+    monkeypatch.setattr("yalm.model.ops.matmul.has_avx512", lambda: not ours)
     model = load_golden_model()
     table = model.model.embed_tokens.tokens.weight.clone()
     assert pack(model) is model
@@ -107,7 +107,7 @@ def test_pack_replaces_every_linear_and_keeps_the_table(ours: bool, monkeypatch:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_types_without_a_packed_kernel_stay_plain(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yalm.inference.linear.has_packed_linear", lambda weight: False)
+    monkeypatch.setattr("yalm.inference.linear.has_matmul", lambda weight: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     model = pack(load_golden_model(dtype))
     assert isinstance(model.lm_head, nn.Linear)

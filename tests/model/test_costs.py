@@ -9,16 +9,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from yalm.errors import YalmError
 from yalm.model import costs
 from yalm.model.network import ModelConfig, build, initialize
-from yalm.model.ops.linear import onednn_linears
+from yalm.model.ops.linear import fast_linears
 from yalm.model.presets import PRESETS, preset
 
 
-def onednn_flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
+def product_flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
     """A multiply-add for each of (M, K) x (N, K)."""
     return 2 * a[0] * a[1] * b[0]
 
 
-ONEDNN = {torch.ops.mkldnn._linear_pointwise: onednn_flops}
+PRODUCTS = (torch.ops.mkldnn._linear_pointwise, torch.ops.yalm.matmul, torch.ops.yalm.add_matmul_)
 CONFIGS = st.builds(
     lambda vocab, embedding, pairs, heads, extra, layers, intermediate: ModelConfig(
         vocab_size=vocab,
@@ -71,9 +71,9 @@ def test_flops_equal_those_of_a_counted_step() -> None:
     )
     model = initialize(build(config), seed=0)
     ids = torch.randint(config.vocab_size, (2, 33))
-    onednn_linears(model)
+    fast_linears(model)
     with (
-        FlopCounterMode(display=False, custom_mapping=ONEDNN) as counter,
+        FlopCounterMode(display=False, custom_mapping=dict.fromkeys(PRODUCTS, product_flops)) as counter,
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
         model(ids[:, :-1], ids[:, 1:]).backward()

@@ -154,7 +154,9 @@ def test_data_that_is_late_is_found(make_run: MakeRun, profiled: Profiled, monke
 
 
 def test_gathers_that_nothing_hides_are_found(make_run: MakeRun, profiled: Profiled) -> None:
-    runs = [make_run("model.num_layers=4", f"compute.prefetch={count}") for count in (0, 1)]
+    # Wide layers and few tokens, so that what is gathered takes its share of the step on any processor.
+    sizes = ("model.num_layers=4", "model.hidden_size=256", "model.intermediate_size=512")
+    runs = [make_run(*sizes, f"compute.prefetch={count}") for count in (0, 1)]
     (without, ahead), others = run_ranks(2, profile_each, runs)
     assert others == [None, None]  # The main rank reports.
     found = [advice for advice in without["advice"] if advice["rule"] == "prefetch off"]

@@ -150,6 +150,8 @@ SHAPES: list[tuple[str, str, Any, Any, float, float]] = [
     ("aten::addmm", "matmul", ((16,), (8, 32), (32, 16)), ("c10::BFloat16",) * 3, 8192, 2 * (256 + 512 + 128)),
     ("aten::bmm", "matmul", ((3, 8, 32), (3, 32, 16)), ("float",) * 2, 3 * 8192, 4 * 3 * (256 + 512 + 128)),
     ("mkldnn::_linear_pointwise", "matmul", ((8, 32), (16, 32), (16,)), ("float",) * 3, 8192, 4 * (256 + 512 + 128)),
+    ("yalm::matmul", "matmul", ((8, 32), (16, 32), (16,)), ("float",) * 3, 8192, 4 * (256 + 512 + 128)),
+    ("yalm::add_matmul_", "matmul", ((8, 32), (16, 32), (8, 16)), ("float",) * 3, 8192, 4 * (256 + 512 + 128)),
     ("aten::_flash_attention", "attention", ATTENTION, ("float",) * 3, 4 * 2 * 4 * 8 * 55, 4 * 4 * 640),
     ("aten::_flash_attention_backward", "attention", ATTENTION, ("float",) * 3, 10 * 2 * 4 * 8 * 55, 8 * 4 * 640),
     ("yalm::rotary_attention", "attention", ((2, 10, 4, 3, 8),), ("float",), 4 * 2 * 4 * 8 * 55, 4 * 4 * 640),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from yalm.model.network import GeGLU, Layer, Yalm
 from yalm.model.ops.attention import native_attention
-from yalm.model.ops.packed_linear import has_packed_linear, packed_linear, panels
+from yalm.model.ops.matmul import has_matmul, packed_linear, panels
 
 
 class PackedLinear(nn.Module):
@@ -24,7 +24,7 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight, self.bias = linear.weight.detach(), linear.bias
-        self.native = has_packed_linear(weight)
+        self.native = has_matmul(weight)
         self.weight = panels(weight) if self.native else torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def pack(model: Yalm) -> Yalm:
 
 def _can_pack(linear: nn.Linear) -> bool:
     weight = linear.weight
-    if has_packed_linear(weight):
+    if has_matmul(weight):
         return True
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False

@@ -151,28 +151,30 @@ def saved_bytes(
 
     `layer` is the insides of one layer, its input among them; `layer_input` that alone, all that is kept where the
     layer is recomputed, and `layer_results` what selective recomputation keeps besides; `rest` is embedding, output
-    and loss, which keeps the gradient of its table from the forward pass on. With T tokens, widths H, I, E, a
-    vocabulary V and A heads, in numbers: a layer keeps 10·T·H (input; normed; q, k, v once as the product gives them
-    and q and k once turned; the context; the sum; normed again) + 4·T·I (gate, its GELU, up, their product), and in
-    fp32 T·(A + 4) for attention's log-sums and the statistics of two norms. Tensor ranks divide all of it but for
-    2·T·H, the normed inputs, which are gathered, or of the results the products that are yet to be summed; and of the
-    rest the output's 2·T·E. A mask of documents is not counted. The attention of CPUs (`ops/attention.py`) keeps
-    nothing turned, 2·T·H less.
+    and loss, of which `table` stays to the end of the backward pass: the gradient of the loss's table and bias, made in
+    the forward pass. With T tokens, widths H, I, E, a vocabulary V and A heads, in numbers: a layer keeps 10·T·H
+    (input; normed; q, k, v once as the product gives them and q and k once turned; the context; the sum; normed again)
+    + 4·T·I (gate, its GELU, up, their product), and in fp32 T·(A + 4) for attention's log-sums and the statistics of
+    two norms. Tensor ranks divide all of it but for 2·T·H, the normed inputs, which are gathered, or of the results the
+    products that are yet to be summed; and of the rest the output's 2·T·E. A mask of documents is not counted. The
+    attention of CPUs (`ops/attention.py`) keeps nothing turned, 2·T·H less.
     """
     tokens, hidden, intermediate = sequences * sequence_length, config.hidden_size, config.intermediate_size
     narrow, width = config.embedding_size, DTYPE_BYTES[dtype]
     log_sums = 4 * tokens * config.num_heads
-    table = config.vocab_size * (narrow + 1)
+    table = width * config.vocab_size * (narrow + 1)
     divided = {
         "layer": width * tokens * ((6 if native_attention else 8) * hidden + 4 * intermediate) + log_sums + 16 * tokens,
         "layer_input": width * tokens * hidden,
         "layer_results": width * tokens * (4 * hidden + 2 * intermediate) + log_sums,
-        "rest": width * (tokens * (2 * hidden + 2 * narrow) + table),
+        "rest": width * tokens * (2 * hidden + 2 * narrow) + table,
+        "table": table,
     }
     whole = {
         "layer": width * tokens * 2 * hidden,
         "layer_input": 0,
         "layer_results": width * tokens * 2 * hidden,
         "rest": width * tokens * 2 * narrow + 24 * tokens,
+        "table": 0,
     }
     return {part: int(divided[part] / tensor + whole[part]) for part in divided}

@@ -140,8 +140,8 @@ def activation_bytes(config: ModelConfig, layout: Layout) -> float:
     """What the forward passes under way leave for the backward pass, and what is computed again at a time.
 
     A pipeline's first stage has as many micro-batches under way as there are stages (Narayanan et al. 2021, section
-    2.2), its last stage one, and the output. Without flash attention a layer keeps 2·A·S numbers a token more, which
-    recomputation does not keep.
+    2.2), its last stage one, and the output, whose table's gradient is there until the last layer is done. Without
+    flash attention a layer keeps 2·A·S numbers a token more, which recomputation does not keep.
     """
     dtype = "fp32" if layout.precision == "tf32" else layout.precision
     width, tokens = DTYPE_BYTES[dtype], layout.micro_tokens
@@ -156,7 +156,8 @@ def activation_bytes(config: ModelConfig, layout: Layout) -> float:
     layers, under_way = -(-config.num_layers // layout.pipeline), min(layout.pipeline, layout.accumulation)
     # A layer that runs has its insides, those that were not kept too, and at its end the last product.
     running = layer - kept + width * tokens * config.hidden_size
-    return max(under_way * layers * kept + running, layers * kept + saved["rest"])
+    last_stage = layers * kept + max(saved["rest"], running + saved["table"])
+    return max(under_way * layers * kept + running, last_stage)
 
 
 def bytes_per_rank(config: ModelConfig, layout: Layout) -> dict[str, float]:

@@ -33,7 +33,10 @@ KINDS = (
     "data",
     "idle",
 )
-MATMULS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "mkldnn::_linear_pointwise"}
+MATMULS = {
+    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm"),
+    *("mkldnn::_linear_pointwise", "yalm::matmul", "yalm::add_matmul_"),
+}
 COMMUNICATION = ("c10d::", "gloo:", "nccl:", "_c10d_functional::")
 # What shards are packed into and out of; it takes the device's time, whether or not the transfer hides.
 PACKING = "fsdp::"

@@ -96,10 +96,11 @@ def flops_and_bytes(op: Operation) -> tuple[float, float]:
         flops = 4.0 * batch * heads * width * length * (length + 1) / 2 * (ATTENTION_BACKWARD if backward else 1)
         return flops, (8.0 if backward else 4.0) * batch * heads * length * width * size
     if op.kind == "matmul":
-        # The bias comes first in addmm and last in oneDNN's; both have fewer dimensions than the matrices.
+        # A bias, which has fewer dimensions than the matrices, comes first in addmm and last in oneDNN's and ours; the
+        # total that ours adds to is last, too. The second matrix of those is the transposed one.
         (a, size), (b, _) = [tensor for tensor in tensors if len(tensor[0]) > 1][:2]
         rows, inner = prod(a[:-1]), a[-1]
-        columns = b[-2] if op.name == "mkldnn::_linear_pointwise" else b[-1]
+        columns = b[-1] if op.name.startswith("aten::") else b[-2]
         return 2.0 * rows * inner * columns, size * (rows * inner + prod(b) + rows * columns)
     sizes = [prod(shape) * size for shape, size in tensors]
     return 0.0, float(sum(sizes) + max(sizes))

@@ -42,7 +42,7 @@ from yalm.errors import YalmError
 from yalm.model.network import Yalm
 from yalm.model.ops.attention import native_attention
 from yalm.model.ops.fuse import fuse
-from yalm.model.ops.linear import onednn_linears
+from yalm.model.ops.linear import fast_linears
 from yalm.training.pipeline import Link, Pass, cut, order
 from yalm.training.precision import HALF, apply_precision
 from yalm.training.settings import ComputeSettings
@@ -186,7 +186,7 @@ def prepare(model: Yalm, world: World, settings: ComputeSettings) -> None:
     if world.device.type == "cpu" and not compiled:
         native_attention(model)
         if settings.precision not in HALF:
-            onednn_linears(model)
+            fast_linears(model)
     if world.link:
         cut(model, world.link, HALF.get(settings.precision, torch.float32), world.tensor)
     if world.tensor > 1:
@@ -253,6 +253,7 @@ KEPT = {
     "aten::mm",
     "aten::addmm",
     "mkldnn::_linear_pointwise",
+    "yalm::matmul",
     "yalm::rotary_attention",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",

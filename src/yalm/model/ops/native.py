@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 # Not -ffast-math: it would regroup the sums that are laid out for the registers.
 FLAGS = ("-O3", "-march=native", "-fPIC", "-std=c++17", "-fopenmp")
 _ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-Name = Literal["quantized_linear", "packed_linear", "attention"]
+Name = Literal["quantized_linear", "matmul", "attention"]
 FUNCTIONS: dict[str, dict[str, list[type]]] = {
     "quantized_linear": {
         "int8_product": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT],
@@ -32,8 +32,9 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
         "int8_values": [_ADDRESS] * 3 + [_COUNT] * 2 + [_INT],
         "int4_values": [_ADDRESS] * 4 + [_COUNT] * 2 + [_INT],
     },
-    "packed_linear": {
-        "packed_panel": [],
+    "matmul": {
+        "matmul_panel": [],
+        "matmul": ([_ADDRESS] + [_COUNT] * 2) * 2 + [_ADDRESS] * 2 + [_COUNT] * 3 + [_INT] * 2,
         "packed_linear": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT] * 3,
     },
     "attention": {
@@ -42,9 +43,10 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
         "attention_backward": [_ADDRESS] * 9 + [_COUNT] * 5 + [_INT],
     },
 }
+RESULTS = {"matmul_panel": _COUNT, "matmul": _INT, "packed_linear": _INT, "attention_room": _COUNT}
 SLOWER = {
     "quantized_linear": "quantized layers are computed several times slower than they could be",
-    "packed_linear": "layers of generation are computed more slowly than they could be",
+    "matmul": "layers are computed more slowly than they could be",
     "attention": "attention is computed by PyTorch, several times slower than it could be",
 }
 
@@ -74,7 +76,7 @@ def library(name: Name) -> ctypes.CDLL | None:
         return _without(name, f"{path} cannot be made or loaded ({error}); set XDG_CACHE_HOME to a folder for it")
     for function, types in FUNCTIONS[name].items():
         getattr(functions, function).argtypes = types
-        getattr(functions, function).restype = _COUNT if function.endswith(("_room", "_panel")) else None
+        getattr(functions, function).restype = RESULTS.get(function)
     return functions
 
 
