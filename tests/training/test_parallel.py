@@ -31,7 +31,7 @@ from yalm.training.loop import train
 from yalm.training.parallel import join_world, parallelize
 from yalm.training.settings import ComputeSettings
 
-STEPS = ("schedule.tokens=9600", "validation.every_steps=1000", "checkpoint.every_steps=1000")  # 50 of them
+UNDISTURBED = ("validation.every_steps=1000", "checkpoint.every_steps=1000")
 # A step has eight sequences: with micro-batches of two, ranks that read different data accumulate, and pipelines fill.
 TWO_RANKS = [
     "zero=0 micro=4",
@@ -71,23 +71,34 @@ def overrides(case: str) -> list[str]:
     return [f"batch.micro_sequences={value}" if key == "micro" else f"compute.{key}={value}" for key, value in pairs]
 
 
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("ranks", "cases"),
-    [(2, TWO_RANKS), (4, FOUR_RANKS), *(pytest.param(2, [case], marks=pytest.mark.slow) for case in COMPILED)],
-    ids=["two ranks", "four ranks", *COMPILED],
+    ("steps", "ranks", "cases"),
+    [
+        (16, 2, TWO_RANKS),
+        (16, 4, FOUR_RANKS),
+        slow(50, 2, TWO_RANKS),
+        slow(50, 4, FOUR_RANKS),
+        *(slow(50, 2, [case]) for case in COMPILED),
+    ],
+    ids=["two ranks", "four ranks", "two ranks for long", "four ranks for long", *COMPILED],
 )
-def test_fifty_steps_are_the_same_however_the_model_is_divided(
-    make_settings: MakeSettings, ranks: int, cases: list[str]
+def test_losses_are_the_same_however_the_model_is_divided(
+    make_settings: MakeSettings, steps: int, ranks: int, cases: list[str]
 ) -> None:
-    alone = make_settings(*STEPS, output="alone")
+    length = f"schedule.tokens={steps * 8 * 24}"
+    alone = make_settings(length, *UNDISTURBED, output="alone")
     train(alone)
-    assert len(losses(alone)) == 50
-    runs = [make_settings(*STEPS, *overrides(case), output=case) for case in cases]
+    assert len(losses(alone)) == steps
+    runs = [make_settings(length, *UNDISTURBED, *overrides(case), output=case) for case in cases]
     run_ranks(ranks, train_each, runs)
     for case, settings in zip(cases, runs, strict=True):
         assert losses(settings) == pytest.approx(losses(alone), rel=1e-4), case
-        for part, expected in validations(alone)[50].items():
-            assert validations(settings)[50][part] == pytest.approx(expected, rel=1e-4), case
+        for part, expected in validations(alone)[steps].items():
+            assert validations(settings)[steps][part] == pytest.approx(expected, rel=1e-4), case
 
 
 def test_half_precision_on_meshes_follows_fp32(make_settings: MakeSettings) -> None:
@@ -101,8 +112,9 @@ def test_half_precision_on_meshes_follows_fp32(make_settings: MakeSettings) -> N
         assert losses(settings) != pytest.approx(losses(alone), rel=1e-6), case  # it was computed in bf16
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_bytes_are_those_of_the_formula(ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "numbers"), [(2, (1, 2)), (4, (2,)), slow(4, (1,))])
+def test_bytes_are_those_of_the_formula(ranks: int, numbers: tuple[int, ...]) -> None:
+    """Of steps of as many micro-batches as `numbers` has."""
     plain = ComputeSettings(device="cpu", threads=1)
     stages, recomputes = (0, 1, 2, 3), ("none", "selective", "full")
     choices = [
@@ -113,7 +125,7 @@ def test_bytes_are_those_of_the_formula(ranks: int) -> None:
         *({"prefetch": prefetch} for prefetch in (0, 2)),
         *([{"pipeline": 2, "tensor": 2, "zero": 1}] if ranks == 4 else []),
     ]
-    cases = [(plain.model_copy(update=choice), number) for choice, number in itertools.product(choices, (1, 2))]
+    cases = [(plain.model_copy(update=choice), number) for choice, number in itertools.product(choices, numbers)]
     measured = run_ranks(ranks, count_bytes, cases)
     for (settings, micro_batches), *found in zip(cases, *measured, strict=True):
         layout = Layout(

@@ -5,6 +5,7 @@ Run by `test_interpreted.py` in a process whose Triton interprets kernels, or by
 may be off by one rounding to that type, and by fp32's own error in sums.
 """
 
+import os
 import sys
 from typing import Literal
 
@@ -36,7 +37,7 @@ SIZES = {"vocab_size": 61, "embedding_size": 12, "hidden_size": 24, "num_layers"
 CONFIG = ModelConfig(**SIZES, intermediate_size=41)
 types = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 heights, widths, seeds = st.integers(1, 20), st.integers(1, 200), st.integers(0, 2**31)
-search = settings(max_examples=25)
+search = settings(max_examples=int(os.environ.get("KERNEL_EXAMPLES", "25")))
 
 
 def draw(seed: int, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:

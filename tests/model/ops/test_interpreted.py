@@ -10,8 +10,10 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_kernels_are_their_references() -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_kernels_are_their_references(examples: int) -> None:
     # Triton decides at its import whether it interprets, and this process may have imported it already.
     command = [sys.executable, "-m", "pytest", "-n", "0", str(Path(__file__).with_name("kernels.py"))]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    chosen = {"TRITON_INTERPRET": "1", "KERNEL_EXAMPLES": str(examples)}
+    done = subprocess.run(command, env=os.environ | chosen, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,9 +5,9 @@
 // b is read in panels of PANEL of its rows, each (K, PANEL) one behind the other and the last one filled up with zeros,
 // so that it is read from one end to the other. A tile of up to ROWS rows of a with a panel has its sums in registers.
 // Few rows go through a whole panel at once: memory bounds them. Many are laid in tiles themselves, (depth, ROWS), and
-// go through a panel by DEPTH of its numbers, which the first-level cache holds, and by HEIGHT rows at a time, which the
-// second one does (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"). Where b is no panels
-// yet, as in training, they are made on the way. Sums do not depend on the number of threads.
+// go through a panel by DEPTH of its numbers and by HEIGHT rows at a time, which the second-level cache holds (Goto & van
+// de Geijn 2008, "Anatomy of high-performance matrix multiplication"); the next panel is asked for meanwhile. Where b is
+// no panels yet, as in training, they are made on the way. Sums do not depend on the number of threads.
 
 #include <omp.h>
 
@@ -23,13 +23,13 @@ namespace {
 
 // Rows and vectors of a tile, so that with AVX2 all 16 registers are used and no more.
 constexpr int ROWS = 6, VECTORS = 2;
-constexpr long PANEL = VECTORS * WIDTH, DEPTH = 512, HEIGHT = 24 * ROWS;
+constexpr long PANEL = VECTORS * WIDTH, DEPTH = 768, HEIGHT = 16 * ROWS;
 // Up to here rows are few; two tiles of a panel then, which the second-level cache holds for the second one.
 constexpr long FEW = 2 * ROWS;
 // Panels of a task, so that a thread that is held up leaves its work to the others.
 constexpr long TASK_OF_FEW = 4, TASK = 8;
 // Rows of a and b that are laid out at a time: the room that takes stays in the third-level cache.
-constexpr long ROWS_LAID = 14 * HEIGHT, COLUMNS_LAID = 4096;
+constexpr long ROWS_LAID = 21 * HEIGHT, COLUMNS_LAID = 2048;
 
 inline Floats weights(const float* from) { return load(from); }
 inline Floats weights(const uint16_t* from) {
@@ -66,10 +66,10 @@ struct Part {
     bool first, last;           // whether its sums begin here, and end
 };
 
-// Row r of a has its number k at x[r * x_row + k * x_step].
+// Row r of a has its number k at x[r * x_row + k * x_step]. The panel that follows lies `next` numbers further on.
 template <int R, class Weight>
-inline void tile(const float* x, long x_row, long x_step, const Weight* panel, long depth, float* y, long y_row,
-                 const After& after, const Part& part) {
+inline void tile(const float* x, long x_row, long x_step, const Weight* panel, long next, long depth, float* y,
+                 long y_row, const After& after, const Part& part) {
     Floats sum[R][VECTORS];
     // A panel that is not full meets bias, y and times in a copy.
     float edge[R * PANEL], factors[R * PANEL];
@@ -97,6 +97,7 @@ inline void tile(const float* x, long x_row, long x_step, const Weight* panel, l
         for (int n = 0; n < VECTORS; n++) sum[r][n] = load(from + r * from_row + n * WIDTH);
     for (long k = 0; k < depth; k++, panel += PANEL, x += x_step) {
         // Once into registers, which have names: the compiler would read an array's again for every row.
+        _mm_prefetch((const char*)(panel + next), _MM_HINT_T1);
         Floats first = weights(panel), second = weights(panel + WIDTH);
         asm("" : "+v"(first), "+v"(second));
 #pragma GCC unroll 6
@@ -124,14 +125,14 @@ inline void tile(const float* x, long x_row, long x_step, const Weight* panel, l
 // `rows` rows of a with a panel, `height` (ROWS or fewer) at a time.
 template <class Weight>
 inline void tiles(long rows, long height, const float* x, long x_row, long x_step, long x_tile, const Weight* panel,
-                  long depth, float* y, long y_row, const After& after, Part part) {
+                  long next, long depth, float* y, long y_row, const After& after, Part part) {
     for (; rows > 0; rows -= height, x += x_tile, part.row += height) switch (std::min(rows, height)) {
-            case 1: tile<1>(x, x_row, x_step, panel, depth, y, y_row, after, part); break;
-            case 2: tile<2>(x, x_row, x_step, panel, depth, y, y_row, after, part); break;
-            case 3: tile<3>(x, x_row, x_step, panel, depth, y, y_row, after, part); break;
-            case 4: tile<4>(x, x_row, x_step, panel, depth, y, y_row, after, part); break;
-            case 5: tile<5>(x, x_row, x_step, panel, depth, y, y_row, after, part); break;
-            case 6: tile<6>(x, x_row, x_step, panel, depth, y, y_row, after, part); break;
+            case 1: tile<1>(x, x_row, x_step, panel, next, depth, y, y_row, after, part); break;
+            case 2: tile<2>(x, x_row, x_step, panel, next, depth, y, y_row, after, part); break;
+            case 3: tile<3>(x, x_row, x_step, panel, next, depth, y, y_row, after, part); break;
+            case 4: tile<4>(x, x_row, x_step, panel, next, depth, y, y_row, after, part); break;
+            case 5: tile<5>(x, x_row, x_step, panel, next, depth, y, y_row, after, part); break;
+            case 6: tile<6>(x, x_row, x_step, panel, next, depth, y, y_row, after, part); break;
         }
 }
 
@@ -143,7 +144,7 @@ void few_rows(const float* x, const Weight* panels, float* y, long m, long n, lo
     for (long task = 0; task < count; task += TASK_OF_FEW)
         for (long panel = task; panel < std::min(task + TASK_OF_FEW, count); panel++) {
             Part part{0, panel * PANEL, std::min(PANEL, n - panel * PANEL), true, true};
-            tiles(m, height, x, k, 1, height * k, panels + panel * k * PANEL, k, y, n, after, part);
+            tiles(m, height, x, k, 1, height * k, panels + panel * k * PANEL, k * PANEL, k, y, n, after, part);
         }
 }
 
@@ -216,14 +217,14 @@ bool many_rows(const Matrix& a, const Weight* panels, const Matrix& b, float* y,
                     long top = task % down * HEIGHT, left = task / down * wide;
                     for (long c = left; c < std::min(left + wide, width); c += PANEL) {
                         Part part{row + top, column + c, std::min(PANEL, width - c), from == 0, from + depth == k};
-                        auto multiply = [&](auto* panel) {
+                        auto multiply = [&](auto* panel, long next) {
                             tiles(std::min(HEIGHT, height - top), ROWS, rows + top * depth, 1, ROWS, ROWS * depth,
-                                  panel, depth, y, n, after, part);
+                                  panel, next, depth, y, n, after, part);
                         };
                         if (panels)
-                            multiply(panels + (column + c) * k + from * PANEL);
+                            multiply(panels + (column + c) * k + from * PANEL, k * PANEL);
                         else
-                            multiply((const float*)columns + c * depth);
+                            multiply((const float*)columns + c * depth, depth * PANEL);
                     }
                 }
             }

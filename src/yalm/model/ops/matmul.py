@@ -6,7 +6,7 @@ the rate that this does and none in bf16; MKL's products of few rows leave most 
 bf16 are many times slower. With AVX-512 oneDNN's were measured near the machine's limits (docs/benchmarks.md), so there
 they are taken, as in fp32 where no compiler is found.
 
-The price: a room of 12 MB for every thread that calls; and weights in panels are opaque, as oneDNN's are.
+The price: a room of 13 MB for every thread that calls; and weights in panels are opaque, as oneDNN's are.
 """
 
 from typing import Any
