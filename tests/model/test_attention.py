@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yalm.model.network import Attention, DocumentAttention, ModelConfig, Rotary, build, causal_attention, initialize
 from yalm.model.ops import attention, native
-from yalm.model.ops.attention import native_attention, rotary_attention
+from yalm.model.ops.attention import attend_cached, native_attention, rotary_attention
 
 Libraries = dict[str, ctypes.CDLL]
 CONFIG = ModelConfig(vocab_size=61, embedding_size=12, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=40)
@@ -195,3 +195,39 @@ def test_without_a_compiler_the_network_stays_plain(monkeypatch: pytest.MonkeyPa
     model = build(CONFIG, "meta")
     native_attention(model)
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["own", "avx2"])
+def test_a_position_more_of_each_text(libraries: Libraries, name: str) -> None:
+    lengths = st.lists(st.integers(1, 70), min_size=1, max_size=4)
+
+    @settings(max_examples=60)
+    @given(lengths, st.integers(1, 3), st.integers(1, 80), st.sampled_from((1.0, 30.0)), st.integers(1, 3))
+    def check(lengths: list[int], heads: int, size: int, scale: float, threads: int) -> None:
+        torch.manual_seed(size)
+        batch, capacity = len(lengths), 70
+        # As the projection gives them: one position, heads before query, key and value.
+        qkv = scale * torch.randn(batch, 1, heads, 3, size)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(3))
+        keys, values = torch.full((2, batch, heads, capacity, size), torch.nan)
+        wanted = []
+        for row, length in enumerate(lengths):
+            past = torch.randn(2, heads, length - 1, size)
+            keys[row, :, : length - 1], values[row, :, : length - 1] = past
+            seen = (torch.cat((past[side], new[row]), 1).double() for side, new in enumerate((key, value)))
+            wanted.append(torch.nn.functional.scaled_dot_product_attention(query[row].double(), *seen))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            got = attend_cached(query, key, value, keys, values, torch.tensor(lengths))
+        finally:
+            torch.set_num_threads(before)
+        torch.testing.assert_close(got.double(), torch.stack(wanted), atol=2e-5 * scale, rtol=1e-4)
+        for row, length in enumerate(lengths):
+            assert torch.equal(keys[row, :, length - 1], key[row, :, 0])
+            assert torch.equal(values[row, :, length - 1], value[row, :, 0])
+            assert keys[row, :, length:].isnan().all()
+
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, libraries[name])
+        check()

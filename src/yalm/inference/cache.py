@@ -3,10 +3,11 @@
 A token at position p of its text lies in slot p of its row, whatever the other rows hold. So prompts of unequal length
 need no padding: a pass over several tokens a row packs the tokens of all rows behind each other, (1, N), multiplies
 them with the weights as one matrix, and attends row by row; no pad token exists that could leak. A pass over one token
-a row (decoding) goes as a batch, (B, 1), masked where rows differ in length. Rows that ended give up their place: the
-last row moves into it, which costs one copy of that row and keeps the rest where it is.
+a row (decoding) goes as a batch, (B, 1); C++ attends in it on CPUs, elsewhere it is masked where rows differ in length.
+Rows that ended give up their place: the last row moves into it, which costs one copy of that row and keeps the rest
+where it is.
 
-The price: the slots are allocated once, for the longest text that may come, and a batched step reads as far as its
+The price: the slots are allocated once, for the longest text that may come, and a masked step reads as far as its
 longest row in every row. No pages, no sharing of common beginnings.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from yalm.errors import YalmError
 from yalm.model.network import Attention, CausalRuns, Yalm
+from yalm.model.ops.attention import attend_cached, has_attend_cached
 
 
 class KeyValueCache:
@@ -27,10 +29,13 @@ class KeyValueCache:
     """
 
     def __init__(self, model: Yalm, rows: int, capacity: int, dtype: torch.dtype, device: str | torch.device) -> None:
-        # (layer, row, head, slot, D). Zeros, not garbage: a masked slot is multiplied by 0, and 0·NaN is NaN.
         shape = (model.local_layers, rows, model.local_heads, capacity, model.config.head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        # (layer, row, head, slot, D)
+        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        self.native = has_attend_cached(self.keys)
+        if not self.native:  # a masked slot is multiplied by 0, and 0·NaN is NaN
+            self.keys.zero_()
+            self.values.zero_()
         self.rows, self.capacity = rows, capacity
         self.lengths: list[int] = []
 
@@ -77,28 +82,21 @@ class _OneTokenEach:
         self.keys, self.values = cache.keys[:, : len(starts)], cache.values[:, : len(starts)]
         self.length = max(starts) + 1
         self.positions = torch.tensor(starts, device=device)
-        # On a CPU the fused kernel multiplies head by head; two batched products take three quarters of its time.
-        self.spelled_out = device.type == "cpu" and len(starts) > 1 and cache.keys.dtype == torch.float32
+        self.rows = torch.arange(len(starts), device=device)
+        self.lengths = self.positions + 1 if cache.native else None
         self.mask = None
-        if min(starts) + 1 < self.length:
+        if not cache.native and min(starts) + 1 < self.length:
             hidden = torch.arange(self.length, device=device) > self.positions[:, None]
             self.mask = torch.zeros(hidden.shape, dtype=cache.keys.dtype, device=device)
             self.mask = self.mask.masked_fill_(hidden, -torch.inf)[:, None, None]
-            self.rows = torch.arange(len(starts), device=device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         keys, values = self.keys[layer], self.values[layer]
-        if self.mask is None:
-            keys[:, :, self.length - 1] = key[:, :, 0]
-            values[:, :, self.length - 1] = value[:, :, 0]
-        else:
-            keys[self.rows, :, self.positions] = key[:, :, 0]
-            values[self.rows, :, self.positions] = value[:, :, 0]
+        if self.lengths is not None:
+            return attend_cached(query, key, value, keys, values, self.lengths)
+        keys[self.rows, :, self.positions] = key[:, :, 0]
+        values[self.rows, :, self.positions] = value[:, :, 0]
         keys, values = keys[:, :, : self.length], values[:, :, : self.length]
-        if self.spelled_out:
-            scores = (keys @ (query * query.shape[-1] ** -0.5).transpose(2, 3)).transpose(2, 3)
-            context: Tensor = (scores if self.mask is None else scores + self.mask).softmax(-1) @ values
-            return context
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask)
 
 

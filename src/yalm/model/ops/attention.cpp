@@ -274,6 +274,44 @@ void backward(const Head& head, const float* qkv, const float* context, const fl
     }
 }
 
+// to[d] = part * sum over positions of shares[p] * values[p * size + d], for N vectors of columns.
+template <int N>
+inline void weigh(const float* shares, const float* values, long length, long size, float part, float* to) {
+    Floats sum[N];
+    for (int n = 0; n < N; n++) sum[n] = splat(0);
+    for (long p = 0; p < length; p++, values += size) {
+        Floats share = splat(shares[p]);
+        for (int n = 0; n < N; n++) sum[n] = fused(share, load(values + n * WIDTH), sum[n]);
+    }
+    for (int n = 0; n < N; n++) store(to + n * WIDTH, sum[n] * splat(part));
+}
+
+// A single turned query of a head with the keys and values, (length, size), that a cache has of it.
+void step(const float* query, const float* keys, const float* values, long length, long size, float* context,
+          float* shares) {
+    float scale = LOG2E / std::sqrt(float(size)), peak = -INFINITY;
+    for (long p = 0; p < length; p++) {
+        shares[p] = scale * dot(query, keys + p * size, size);
+        peak = std::max(peak, shares[p]);
+    }
+    std::fill(shares + length, shares + padded(length, WIDTH), -INFINITY);
+    Floats sum = splat(0);
+    for (long p = 0; p < length; p += WIDTH) {
+        Floats share = power_of_two(load(shares + p) - splat(peak));
+        store(shares + p, share);
+        sum = sum + share;
+    }
+    float part = 1 / total(sum);
+    long d = 0;
+    for (; d + 4 * WIDTH <= size; d += 4 * WIDTH) weigh<4>(shares, values + d, length, size, part, context + d);
+    for (; d + WIDTH <= size; d += WIDTH) weigh<1>(shares, values + d, length, size, part, context + d);
+    for (; d < size; d++) {
+        float rest = 0;
+        for (long p = 0; p < length; p++) rest += shares[p] * values[p * size + d];
+        context[d] = rest * part;
+    }
+}
+
 }  // namespace
 
 // All contiguous: qkv and its gradient (batch, seq, heads, 3, size); context and its gradient (batch, seq, heads,
@@ -304,6 +342,23 @@ void attention_backward(const float* qkv, const float* cos, const float* sin, co
         Head head(task, seq, heads, size, cos, sin, angle_step, starts);
         backward(head, qkv, context, log_sums + task * seq, grad, grad_qkv,
                  room + omp_get_thread_num() * backward_room(head));
+    }
+}
+
+// A query, a key and a value a text, those of row b and head h at b * row + h * head; key and value are put into the
+// text's last slot, lengths[b] - 1, first. Contiguous: context (batch, heads, size),
+// lengths (batch), keys and values (batch, heads, capacity, size).
+void attention_step(const float* query, long query_row, long query_head, const float* key, long key_row, long key_head,
+                    const float* value, long value_row, long value_head, float* keys, float* values,
+                    const long* lengths, float* context, float* room, long batch, long heads, long size, long capacity,
+                    int threads) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long task = 0; task < batch * heads; task++) {
+        long b = task / heads, h = task % heads, at = task * capacity * size, last = at + (lengths[b] - 1) * size;
+        std::memcpy(keys + last, key + b * key_row + h * key_head, size * sizeof(float));
+        std::memcpy(values + last, value + b * value_row + h * value_head, size * sizeof(float));
+        step(query + b * query_row + h * query_head, keys + at, values + at, lengths[b], size, context + task * size,
+             room + omp_get_thread_num() * padded(capacity, WIDTH));
     }
 }
 }

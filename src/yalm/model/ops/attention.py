@@ -7,8 +7,10 @@ keeps the projection's output and nothing turned, and takes documents or packed 
 
 It computes in fp32; tensors in 16 bits are cast on the way, which is still faster than torch's kernel for them.
 
-The price: x86 CPUs only, a compiler at first use (`native`), and attentions that are no `CausalRuns` take the plain
-way, such as decoding's, which is bound by reading the cache.
+Decoding, a position more of each text, has a function of its own, `attend_cached`: torch's kernel goes as far as the
+longest text in all, its batched products multiply a head at a time, and both want the new keys and values in place.
+
+The price: x86 CPUs only, and a compiler at first use (`native`). Attentions that are neither take the plain way.
 """
 
 from collections.abc import Callable
@@ -95,6 +97,33 @@ def _call(way: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None
     tensors = [tensor.contiguous() if tensor is not None else None for tensor in given]
     pointers = [tensor.data_ptr() if tensor is not None else None for tensor in tensors]
     getattr(functions, f"attention_{way}")(*pointers, batch, seq, heads, size, angle_step, threads)
+
+
+def has_attend_cached(cache: Tensor) -> bool:
+    """Whether `attend_cached` takes keys or values like these: fp32 on a CPU for which it can be compiled."""
+    return cache.device.type == "cpu" and cache.dtype == torch.float32 and library("attention") is not None
+
+
+def attend_cached(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+    """A position more of each text: softmax(q·kᵀ/√D)·v over the first lengths[b] slots of its row, (B, A, 1, D).
+
+    Turned `query` and `key` and `value` are (B, A, 1, D); key and value are put into slot lengths[b] - 1 first. `keys`
+    and `values` (B, A, capacity, D) are contiguous, `lengths` (B) int64; all others fp32.
+    """
+    functions, threads = library("attention"), torch.get_num_threads()
+    assert functions is not None, "has_attend_cached said so"
+    assert keys.is_contiguous()
+    assert values.is_contiguous()
+    batch, heads, capacity, size = keys.shape
+    context = torch.empty(batch, heads, 1, size)
+    room = torch.empty(threads, capacity + 15)  # whole vectors
+    given: list[int] = []
+    for tensor in (query, key, value):
+        assert tensor.stride(3) == 1
+        given += tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
+    others = (tensor.data_ptr() for tensor in (keys, values, lengths, context, room))
+    functions.attention_step(*given, *others, batch, heads, size, capacity, threads)
+    return context
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

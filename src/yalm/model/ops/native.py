@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
         "attention_room": [_COUNT] * 2 + [_INT],
         "attention_forward": [_ADDRESS] * 8 + [_COUNT] * 5 + [_INT],
         "attention_backward": [_ADDRESS] * 9 + [_COUNT] * 5 + [_INT],
+        "attention_step": ([_ADDRESS] + [_COUNT] * 2) * 3 + [_ADDRESS] * 5 + [_COUNT] * 4 + [_INT],
     },
 }
 RESULTS = {"matmul_panel": _COUNT, "matmul": _INT, "packed_linear": _INT, "attention_room": _COUNT}
