@@ -22,6 +22,7 @@ def bench(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_section_of_the_gpu_bench_runs_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     sections = ("kernels", "speed", "switches", "parallel", "decoding")

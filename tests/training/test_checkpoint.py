@@ -22,6 +22,8 @@ from yalm.training import checkpoint, loop
 from yalm.training.loop import train
 from yalm.training.settings import TrainSettings
 
+MESH = ["compute.tensor=2", "compute.pipeline=2"]
+
 
 def back_to(settings: TrainSettings, step: int) -> None:
     """Remove the checkpoints after `step`."""
@@ -30,7 +32,7 @@ def back_to(settings: TrainSettings, step: int) -> None:
             shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("division", [[], ["compute.tensor=2", "compute.pipeline=2"]], ids=["sharded", "mesh"])
+@pytest.mark.parametrize("division", [MESH, pytest.param([], marks=pytest.mark.slow)], ids=["mesh", "sharded"])
 def test_four_ranks_continue_on_any_mesh(make_settings: MakeSettings, division: list[str]) -> None:
     overrides = ("batch.sequences=12", "batch.micro_sequences=1", "checkpoint.keep=3")
     four = make_settings(*overrides, *division, output="four")
