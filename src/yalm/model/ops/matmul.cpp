@@ -24,6 +24,8 @@ namespace {
 // Rows and vectors of a tile, so that with AVX2 all 16 registers are used and no more.
 constexpr int ROWS = 6, VECTORS = 2;
 constexpr long PANEL = VECTORS * WIDTH, DEPTH = 768, HEIGHT = 16 * ROWS;
+// Products that are summed one after another, before their sum joins the others': rounding adds up along the way.
+constexpr long CHAIN = 192;
 // Up to here rows are few; two tiles of a panel then, which the second-level cache holds for the second one.
 constexpr long FEW = 2 * ROWS;
 // Panels of a task, so that a thread that is held up leaves its work to the others.
@@ -70,14 +72,13 @@ struct Part {
 template <int R, class Weight>
 inline void tile(const float* x, long x_row, long x_step, const Weight* panel, long next, long depth, float* y,
                  long y_row, const After& after, const Part& part) {
-    Floats sum[R][VECTORS];
     // A panel that is not full meets bias, y and times in a copy.
     float edge[R * PANEL], factors[R * PANEL];
     float* to = y + part.row * y_row + part.column;
     const float* times = after.times && part.last ? after.times + part.row * y_row + part.column : nullptr;
     long to_row = y_row, times_row = y_row;
     float* whole = to;
-    // Where the sums begin.
+    // What the first sums are added to.
     bool anew = part.first && !after.adds;
     const float* from = !anew ? to : after.bias ? after.bias + part.column : ZEROS;
     long from_row = anew ? 0 : y_row;
@@ -91,26 +92,30 @@ inline void tile(const float* x, long x_row, long x_step, const Weight* panel, l
         from = whole = edge, from_row = to_row = PANEL;
         if (times) times = factors, times_row = PANEL;
     }
+    for (long left = depth; left > 0; left -= CHAIN, from = whole, from_row = to_row) {
+        Floats sum[R][VECTORS];
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++)
+        for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-        for (int n = 0; n < VECTORS; n++) sum[r][n] = load(from + r * from_row + n * WIDTH);
-    for (long k = 0; k < depth; k++, panel += PANEL, x += x_step) {
-        // Once into registers, which have names: the compiler would read an array's again for every row.
-        _mm_prefetch((const char*)(panel + next), _MM_HINT_T1);
-        Floats first = weights(panel), second = weights(panel + WIDTH);
-        asm("" : "+v"(first), "+v"(second));
+            for (int n = 0; n < VECTORS; n++) sum[r][n] = splat(0);
+        for (long k = std::min(CHAIN, left); k > 0; k--, panel += PANEL, x += x_step) {
+            _mm_prefetch((const char*)(panel + next), _MM_HINT_T1);
+            // Once into registers, which have names: the compiler would read an array's again for every row.
+            Floats first = weights(panel), second = weights(panel + WIDTH);
+            asm("" : "+v"(first), "+v"(second));
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-            Floats left = splat(x[r * x_row]);
-            sum[r][0] = fused(left, first, sum[r][0]);
-            sum[r][1] = fused(left, second, sum[r][1]);
+            for (int r = 0; r < R; r++) {
+                Floats number = splat(x[r * x_row]);
+                sum[r][0] = fused(number, first, sum[r][0]);
+                sum[r][1] = fused(number, second, sum[r][1]);
+            }
         }
-    }
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++)
+        for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-        for (int n = 0; n < VECTORS; n++) store(whole + r * to_row + n * WIDTH, sum[r][n]);
+            for (int n = 0; n < VECTORS; n++)
+                store(whole + r * to_row + n * WIDTH, sum[r][n] + load(from + r * from_row + n * WIDTH));
+    }
     if (part.last && (after.is_gelu || times))
         for (int r = 0; r < R; r++)
             for (int n = 0; n < VECTORS; n++) {
