@@ -199,7 +199,10 @@ def test_ranks_share_a_steps_samples(make_settings: MakeSettings) -> None:
     assert samples(1)[1] == set(range(8, 16))
 
 
-@pytest.mark.parametrize("overrides", [(), ('compute.precision="bf16"',), ('compute.recompute="full"',)])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ('compute.precision="bf16"',), pytest.param(('compute.recompute="full"',), marks=pytest.mark.slow)],
+)
 def test_two_ranks_train_as_one(make_settings: MakeSettings, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     one, two = make_settings(*overrides, output="one"), make_settings(*overrides, output="two")
     train(one)

@@ -43,7 +43,9 @@ def difference_from_seed(cases: list[dict[str, Any]], more: dict[str, Any]) -> l
     return found
 
 
-@pytest.mark.parametrize(("ranks", "more"), [(1, {}), (3, {}), (4, {"replicate": 2})])
+@pytest.mark.parametrize(
+    ("ranks", "more"), [(1, {}), pytest.param(3, {}, marks=pytest.mark.slow), (4, {"replicate": 2})]
+)
 def test_every_rank_draws_its_part_of_the_same_model(ranks: int, more: dict[str, Any]) -> None:
     for found in run_ranks(ranks, difference_from_seed, CASES, more):
         assert found == [[]] * len(CASES)
