@@ -1,6 +1,5 @@
 """Several ranks on this machine, talking by gloo, and what a language model says on each of them."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from processes import context
 from support import GOLDEN, GOLDEN_CONFIG
 from yalm.errors import YalmError
 from yalm.inference import parallel
@@ -32,11 +32,8 @@ def run_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, seconds: fl
     The processes live until all are done, or for so many seconds. An exception of one rank ends them all and is raised
     here.
     """
-    context = multiprocessing.get_context("forkserver")
-    # Not this module: the server does not know the tests' folder.
-    context.set_forkserver_preload(["yalm.inference.parallel", "yalm.inference.language_model", "yalm.training.loop"])
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    with ProcessPoolExecutor(ranks, context) as pool:
+    with ProcessPoolExecutor(ranks, context()) as pool:
         futures = [pool.submit(_run_rank, rank, ranks, store.port, work, arguments) for rank in range(ranks)]
         done, pending = wait(futures, timeout=seconds, return_when=FIRST_EXCEPTION)
         if pending:  # for the one that failed, or for ever

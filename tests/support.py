@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yalm.inference.files import complete_file
+from yalm.inference.loading import load
 from yalm.model.folder import load_folder
 from yalm.model.network import Yalm
 from yalm.model.release import load_release
@@ -161,3 +163,9 @@ def validations(settings: TrainSettings) -> dict[int, dict[str, Any]]:
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The parameters in a model folder."""
     return dict(load_folder(checkpoint).named_parameters())
+
+
+def complete(folder: Path, source: Path, output: Path, **options: Any) -> None:
+    """Complete a file of prompts, by a model that is loaded for it."""
+    for _ in complete_file(load(folder), source, output, **options):
+        pass

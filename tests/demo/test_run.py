@@ -2,6 +2,8 @@
 
 import json
 import signal
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from yalm.model.costs import parameters
 from yalm.model.presets import preset
 from yalm.tokens.tokenizer import Tokenizer
 from yalm.training.metrics import Metrics
+from yalm.training.settings import ScheduleSettings, TrainSettings
 
 TINY = [
     "model.embedding_size=8",
@@ -129,6 +132,48 @@ def test_the_settings_fit_the_preset(tmp_path: Path) -> None:
     assert sizes == preset("demo")
     assert settings.data.sequence_length <= sizes.max_positions
     assert 1e6 < parameters(sizes)["total"] < 1e7
+
+
+UNSCHEDULED = [override for override in TINY if not override.startswith("schedule.")]
+
+
+@pytest.mark.parametrize(("rate", "share"), [(2.0, 0.5), (4.0, 1.0), (1e9, 1.0)])
+def test_a_slow_machine_trains_on_fewer_tokens(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, share: float
+) -> None:
+    tokens = 4 * run.MOST_SECONDS
+    full = ScheduleSettings(tokens=tokens, warmup_tokens=tokens // 10)
+    settings = run.demo_settings(tmp_path / "demo").model_copy(update={"schedule": full})
+    monkeypatch.setattr(run, "demo_settings", lambda folder: settings)
+    monkeypatch.setattr(run, "tokens_per_second", lambda settings: rate)
+    demo(overrides=UNSCHEDULED)
+    saved = read_toml(tmp_path / "demo" / "settings.toml")["schedule"]
+    assert saved["tokens"] == share * tokens
+    assert saved["warmup_tokens"] == share * tokens / 10
+    # What is begun is finished as it was begun, however fast the machine is by then.
+    monkeypatch.setattr(run, "tokens_per_second", lambda settings: rate / 2)
+    steps = count_steps(monkeypatch)
+    demo(overrides=UNSCHEDULED)
+    assert steps == []
+
+
+def test_the_trial_leaves_nothing(whole: run.DemoResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainSettings.load(whole.report.parent / "settings.toml")
+    steps = count_steps(monkeypatch)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    before = time.perf_counter()
+    rate = run.tokens_per_second(settings)
+    seconds = time.perf_counter() - before
+    assert len(steps) == 2 * run.TRIAL_STEPS
+    assert rate > len(steps) / 2 * settings.tokens_per_step / seconds
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stopped_in_the_trial_it_ends_as_it_would(whole: run.DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Metrics, "advance", lambda self, step: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run.tokens_per_second(TrainSettings.load(whole.report.parent / "settings.toml"))
 
 
 def test_a_second_call_does_no_work_and_changes_nothing(

@@ -1,15 +1,13 @@
 """Files of prompts: every field kept, in order, whatever kills the run on its way."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processes import is_killed
+from support import complete
 from yalm.errors import YalmError
 from yalm.inference import files
 from yalm.inference.files import complete_file
@@ -70,26 +68,13 @@ def test_a_torn_run_is_continued(lm: LanguageModel, source: Path, tmp_path: Path
 def test_killed_at_any_moment(lm: LanguageModel, folder: Path, source: Path, tmp_path: Path) -> None:
     """`kill -9` between two appends, again and again, until it gets through."""
     output, partial = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.partial"
-    program = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from yalm.inference.files import complete_file\n"
-        "from yalm.inference.loading import load\n"
-        "source, output, left = Path(sys.argv[2]), Path(sys.argv[3]), 7\n"
-        "for state in complete_file(load(sys.argv[1]), source, output, batch_size=2, identity='tiny', "
-        f"**{OPTIONS!r}):\n"
-        "    left -= 1\n"
-        "    if left == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    command = [sys.executable, "-c", program, str(folder), str(source), str(output)]
     kills = 0
-    while (code := subprocess.run(command, env=os.environ, check=False).returncode) == -signal.SIGKILL:
+    append = "yalm.inference.files:_Partial.append"
+    while is_killed(append, 6, complete, folder, source, output, batch_size=2, identity="tiny", **OPTIONS):
         kills += 1
         assert not output.exists()
         assert partial.exists()
-    assert code == 0
-    assert kills >= 1
+    assert kills == 2
     expected = lm.generate([record["prefix"] for record in RECORDS], **OPTIONS)
     assert [record["suffix"] for record in read(output)] == [one.text for one in expected]
 

@@ -1,7 +1,6 @@
 """kill -9 in mid-conversion: finished shards are kept if their checksum holds; memory is bounded by a layer."""
 
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from processes import is_killed
 from support import GOLDEN
 from yalm.model import convert
 from yalm.model.convert import Result, convert_folder, convert_release
@@ -20,38 +20,13 @@ from yalm.model.verify import verify
 WEIGHTS, VOCAB = GOLDEN / "weights", GOLDEN / "vocab.sp"
 STANDIN = Path(__file__).parents[2] / "bench" / "standin.py"
 
-# Converts, and kills itself on the n-th call of a function: while a file's bytes are written, or when one is noted as
-# finished.
-KILLED = """
-import itertools, os, signal, sys
-from yalm.model import convert, shards
-
-source, destination, vocab, place, number = sys.argv[1:]
-owner, name = {"bytes": (shards.DigestFile, "write"), "note": (convert, "write_text")}[place]
-calls, original = itertools.count(1), getattr(owner, name)
-
-def kill(*arguments):
-    if next(calls) == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments)
-
-setattr(owner, name, kill)
-if vocab:
-    convert.convert_release(source, destination, vocab, num_heads=4, max_positions=64)
-else:
-    convert.convert_folder(source, destination)
-"""
+# While a file's bytes are written, and when one is noted as finished.
+BYTES, NOTE = "yalm.model.shards:DigestFile.write", "yalm.model.convert:write_text"
+SIZES: dict[str, Any] = {"num_heads": 4, "max_positions": 64}
 
 
 def to_folder(target: Path, **options: Any) -> Result:
-    return convert_release(WEIGHTS, target, VOCAB, **{"num_heads": 4, "max_positions": 64} | options)
-
-
-def kill_at(source: Path, target: Path, vocab: Path | str, place: str, number: int) -> None:
-    arguments = [str(source), str(target), str(vocab), place, str(number)]
-    ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=120, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    assert not target.exists()
+    return convert_release(WEIGHTS, target, VOCAB, **SIZES | options)
 
 
 def spoil(path: Path) -> None:
@@ -61,11 +36,13 @@ def spoil(path: Path) -> None:
 def test_killed_and_resumed(tmp_path: Path) -> None:
     whole, target, partial = tmp_path / "whole", tmp_path / "new", tmp_path / ".new.partial"
     to_folder(whole)
-    kill_at(WEIGHTS, target, VOCAB, "note", 3)
+    assert is_killed(NOTE, 3, convert_release, WEIGHTS, target, VOCAB, **SIZES)
+    assert not target.exists()
     first, second, _ = sorted(partial.glob("*.safetensors"))  # the third is whole, but was not noted
     kept = second.stat()
     spoil(first)
-    kill_at(WEIGHTS, target, VOCAB, "bytes", 3)
+    assert is_killed(BYTES, 3, convert_release, WEIGHTS, target, VOCAB, **SIZES)
+    assert not target.exists()
     assert list(partial.glob(".*.partial"))  # what the kill left of the first, done again
     result = to_folder(target)
     assert (result.files, result.kept) == (5, 1)
@@ -80,7 +57,8 @@ def test_killed_and_resumed_back_to_the_release(tmp_path: Path) -> None:
     source, whole, target = tmp_path / "source", tmp_path / "whole", tmp_path / "new"
     to_folder(source)
     convert_folder(source, whole)
-    kill_at(source, target, "", "note", 4)
+    assert is_killed(NOTE, 4, convert_folder, source, target)
+    assert not target.exists()
     spoil(min((tmp_path / ".new.partial").glob("layer_*")))
     assert convert_folder(source, target).kept == 2
     assert read_checksums(target) == read_checksums(whole)

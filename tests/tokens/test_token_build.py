@@ -1,15 +1,13 @@
 """Building folders: same bytes for any workers, going on after a kill, faults in the input and on the disk."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from processes import is_killed
 from yalm.errors import YalmError
 from yalm.tokens import build
 from yalm.tokens.build import build_shards
@@ -65,27 +63,12 @@ def test_workers_do_not_change_a_byte(tokenizer: Tokenizer, corpus: Path, tmp_pa
     assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "3")
 
 
-KILLED = """
-import os, signal, sys
-from yalm.tokens.build import build_shards
-from yalm.tokens.tokenizer import Tokenizer
-encode_batch, calls = Tokenizer.encode_batch, []
-def kill_at_fourth(self, texts, threads=1):
-    calls.append(1)
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode_batch(self, texts, threads)
-Tokenizer.encode_batch = kill_at_fourth
-build_shards([sys.argv[1]], sys.argv[2], sys.argv[3], shard_bytes=int(sys.argv[4]))
-"""
-
-
 def test_goes_on_after_a_kill(
     tokenizer: Tokenizer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    killed = subprocess.run([sys.executable, "-c", KILLED, corpus, tokenizer.file, out, str(SHARD)], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    encode = "yalm.tokens.tokenizer:Tokenizer.encode_batch"
+    assert is_killed(encode, 4, build_shards, [corpus], tokenizer.file, out, shard_bytes=SHARD)
     assert sorted(file.name for file in out.glob("shard-*.json")) == [f"shard-00000{n}.json" for n in range(3)]
     with pytest.raises(YalmError, match="no manifest"):
         TokenFolder(out)

@@ -32,9 +32,11 @@ def back_to(settings: TrainSettings, step: int) -> None:
             shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("division", [MESH, pytest.param([], marks=pytest.mark.slow)], ids=["mesh", "sharded"])
-def test_four_ranks_continue_on_any_mesh(make_settings: MakeSettings, division: list[str]) -> None:
-    overrides = ("batch.sequences=12", "batch.micro_sequences=1", "checkpoint.keep=3")
+@pytest.mark.parametrize(
+    ("division", "micro"), [(MESH, 2), pytest.param([], 1, marks=pytest.mark.slow)], ids=["mesh", "sharded"]
+)
+def test_four_ranks_continue_on_any_mesh(make_settings: MakeSettings, division: list[str], micro: int) -> None:
+    overrides = ("batch.sequences=12", f"batch.micro_sequences={micro}", "checkpoint.keep=3")
     four = make_settings(*overrides, *division, output="four")
     run_ranks(4, train_rank, four)
     meshes = ((1, ()), (2, ()), (3, ()), (2, ("compute.tensor=2",)), (4, ("compute.pipeline=2",)))

@@ -3,14 +3,13 @@
 import itertools
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ranks import run_ranks
+from saving import train_rank
 from support import GOLDEN, MakeSettings, losses, validations, weights
 from yalm.errors import YalmError
 from yalm.model.folder import read_config
@@ -203,31 +202,12 @@ def test_ranks_share_a_steps_samples(make_settings: MakeSettings) -> None:
     "overrides",
     [(), ('compute.precision="bf16"',), pytest.param(('compute.recompute="full"',), marks=pytest.mark.slow)],
 )
-def test_two_ranks_train_as_one(make_settings: MakeSettings, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_two_ranks_train_as_one(make_settings: MakeSettings, overrides: tuple[str, ...]) -> None:
     one, two = make_settings(*overrides, output="one"), make_settings(*overrides, output="two")
     train(one)
-    run_ranks(two, tmp_path, ranks=2)
+    run_ranks(2, train_rank, two)
     tolerance = 1e-4 if two.compute.precision == "fp32" else 0.02
     assert losses(two) == pytest.approx(losses(one), rel=tolerance)
     assert validations(two)[12]["held_out"]["nats_per_token"] == pytest.approx(
         validations(one)[12]["held_out"]["nats_per_token"], rel=tolerance
     )
-
-
-def test_a_checkpoint_of_two_ranks_continues_on_one(make_settings: MakeSettings, tmp_path: Path) -> None:
-    whole, moved = make_settings(output="whole"), make_settings(output="moved")
-    train(whole)
-    run_ranks(moved, tmp_path, ranks=2)
-    # Take back the end of the run: what is left is the two ranks' checkpoint of step 8.
-    last = max((moved.output / "checkpoints").iterdir())
-    assert last.name == "step-00000012"
-    last.rename(tmp_path / "away")
-    train(moved)
-    assert losses(moved)[8:] == pytest.approx(losses(whole)[8:], rel=1e-4)
-
-
-def run_ranks(settings: TrainSettings, tmp_path: Path, ranks: int) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text(settings.to_toml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    subprocess.run([*command, "-m", "yalm", "train", str(config)], check=True, capture_output=True, timeout=120)

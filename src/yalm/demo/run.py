@@ -5,21 +5,23 @@ folders, training, samples, report. A stage is done when its files still hold wh
 checksums in `demo.json`, token folders by their manifests, training by its checkpoints), not when they merely exist;
 samples and report take seconds and are always written anew.
 
-The amount of training is a count of tokens, not of minutes: a slower machine takes longer, and every machine makes
-the same model, whether it was stopped on the way or not.
+The amount of training is a count of tokens, so that a run that was stopped on the way makes the model of one that was
+not. A machine that would need more than MOST_SECONDS for all of them, by a short trial before, gets fewer.
 """
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 
 from yalm.atomic import write_text
-from yalm.config import apply_override
+from yalm.config import apply_override, read_toml
 from yalm.demo.texts import SOURCES, Source, read_texts, write_jsonl
 from yalm.errors import YalmError
 from yalm.inference.loading import load
@@ -32,11 +34,12 @@ from yalm.tokens.tokenizer import train_tokenizer
 from yalm.training.loop import TrainResult, train
 from yalm.training.metrics import read_metrics
 from yalm.training.report import SAMPLES_FILE, headline, read_samples, write_report
-from yalm.training.run import REPORT_FILE, clear_run
+from yalm.training.run import REPORT_FILE, SETTINGS_FILE, clear_run
 from yalm.training.settings import (
     BatchSettings,
     CheckpointSettings,
     DataSettings,
+    MetricsSettings,
     ModelSettings,
     OptimizerSettings,
     ScheduleSettings,
@@ -47,6 +50,8 @@ from yalm.training.settings import (
 LANGUAGES = ("ru", "en")
 TEXTS = tuple(f"texts/{part}.{language}.jsonl" for part in ("train", "validation") for language in LANGUAGES)
 MODEL = "model"
+MOST_SECONDS = 330
+TRIAL_STEPS = 20
 PROMPTS = (
     ("ru", "Он вошёл в комнату и"),
     ("ru", "дом — "),
@@ -71,7 +76,7 @@ class DemoResult:
 
 
 def demo_settings(folder: Path) -> TrainSettings:
-    """The training of the demonstration: five minutes of two CPU cores of 2021, at 8,300 tokens a second.
+    """The training of the demonstration at its fullest: five minutes of two CPU cores at 8,300 tokens a second.
 
     Found by trials at equal CPU time: with so little of it, what counts is the number of steps, so sequences, batches
     and network are small. A rate of 2e-3 was better than 1e-3 and 3e-3; a network of half these parameters ended level
@@ -147,6 +152,8 @@ def run_demo(
         counts.append(f"{part}.{language} {built.num_tokens / 1e6:.2f} M")
     say(3, f"tokens: {', '.join(counts)}")
 
+    if not any(override.startswith("schedule.") for override in overrides):
+        settings = fit_schedule(settings, folder / SETTINGS_FILE)
     say(4, f"training on {settings.schedule.tokens / 1e6:.2f} M tokens; Ctrl-C stops, the same command goes on")
     result = train(settings)
     if result.stopped_by is None:
@@ -162,6 +169,35 @@ def run_demo(
         model=folder / MODEL,
         report=folder / REPORT_FILE,
     )
+
+
+def fit_schedule(settings: TrainSettings, begun: Path) -> TrainSettings:
+    """The settings with no more tokens than this machine learns from in MOST_SECONDS, or those it has `begun` with."""
+    full = settings.schedule
+    if begun.exists():
+        schedule = TrainSettings.parse(read_toml(begun), str(begun)).schedule
+    else:
+        share = min(1.0, MOST_SECONDS * tokens_per_second(settings) / full.tokens)
+        counts = {"tokens": int(share * full.tokens), "warmup_tokens": int(share * full.warmup_tokens)}
+        schedule = full.model_copy(update=counts)
+    return settings.model_copy(update={"schedule": schedule})
+
+
+def tokens_per_second(settings: TrainSettings) -> float:
+    """How fast this machine trains so: measured over TRIAL_STEPS steps after as many, of which nothing is kept."""
+    with TemporaryDirectory() as folder:
+        tokens = 2 * TRIAL_STEPS * settings.tokens_per_step
+        changes = {
+            "output": Path(folder),
+            "data": settings.data.model_copy(update={"validation": ()}),
+            "schedule": settings.schedule.model_copy(update={"tokens": tokens}),
+            "metrics": MetricsSettings(every_steps=TRIAL_STEPS, tensorboard=False),
+        }
+        stopped_by = train(settings.model_copy(update=changes)).stopped_by
+        if stopped_by is not None:  # as it would have without a trial to end first
+            signal.raise_signal(stopped_by)
+        rate: float = read_metrics(Path(folder))[-1]["tokens_per_second"]
+        return rate
 
 
 def link_model(link: Path, checkpoint: Path) -> None:

@@ -148,7 +148,9 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        sizes = (config.vocab_size, config.embedding_size)
+        # With a weight given: to draw one of its own, on "meta" it would load all of torch.compile, for seconds.
+        self.tokens = nn.Embedding(*sizes, _weight=torch.empty(sizes))
         self.norm = nn.LayerNorm(config.embedding_size, config.layer_norm_eps)
         self.padding = config.hidden_size - config.embedding_size
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,19 +65,25 @@ def peak_flops(device: torch.device) -> float:
         for part, peak in BF16_PEAKS.items():
             if part in name:
                 return peak
+    return _measured_peak_once(device, torch.get_num_threads())
+
+
+@cache
+def _measured_peak_once(device: torch.device, threads: int) -> float:
     return measured_peak(device, torch.float32)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1536) -> float:
     """FLOP/s of the network's own kind of product on square matrices of that type."""
-    a, best = torch.ones(size, size, device=device, dtype=dtype), 0.0
-    for _ in range(12):  # the best of a third of a second: other work on the machine must not pass for its limit
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    seconds: list[float] = []
+    while sum(seconds) < 1 / 3:  # the best of that time: other work on the machine must not pass for its limit
         start = time.perf_counter()
         product(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
 
 
 class Metrics:
