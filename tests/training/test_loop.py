@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from saving import train_rank
 from support import GOLDEN, MakeSettings, losses, validations, weights
 from yalm.errors import YalmError
 from yalm.model.folder import read_config
+from yalm.training import metrics
 from yalm.training.loop import sample_ranges, train
 from yalm.training.metrics import PHASES, read_metrics
 from yalm.training.parallel import World
@@ -211,3 +213,12 @@ def test_two_ranks_train_as_one(make_settings: MakeSettings, overrides: tuple[st
     assert validations(two)[12]["held_out"]["nats_per_token"] == pytest.approx(
         validations(one)[12]["held_out"]["nats_per_token"], rel=tolerance
     )
+
+
+def test_the_peak_is_not_that_of_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may have to compile."""
+    calls = itertools.count()
+    monkeypatch.setattr(metrics, "product", lambda a, b: time.sleep(0.5 if next(calls) == 0 else 0.01))
+    size = 8
+    peak = metrics.measured_peak(torch.device("cpu"), torch.float32, size)
+    assert 2 * size**3 / 0.3 < peak < 2 * size**3 / 0.01

@@ -76,6 +76,7 @@ def _measured_peak_once(device: torch.device, threads: int) -> float:
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1536) -> float:
     """FLOP/s of the network's own kind of product on square matrices of that type."""
     a = torch.ones(size, size, device=device, dtype=dtype)
+    product(a, a)  # the first one loads what it needs, or compiles it
     seconds: list[float] = []
     while sum(seconds) < 1 / 3:  # the best of that time: other work on the machine must not pass for its limit
         start = time.perf_counter()
