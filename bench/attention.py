@@ -19,7 +19,8 @@ from torch import Tensor
 
 from measure import Spent, matmul_peaks, report, spent
 from yalm.errors import YalmError
-from yalm.model.network import DocumentAttention, ModelConfig, Rotary, causal_attention
+from yalm.model.config import ModelConfig
+from yalm.model.network import DocumentAttention, Rotary, causal_attention
 from yalm.model.ops.attention import rotary_attention
 from yalm.model.ops.native import library
 from yalm.planning.time import ATTENTION_BACKWARD

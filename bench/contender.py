@@ -15,8 +15,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from measure import Spent, device_seconds
 from neox import Neox, NeoxSizes
+from yalm.model.config import ModelConfig
 from yalm.model.costs import training_flops
-from yalm.model.network import ModelConfig, build
+from yalm.model.network import build
 from yalm.tokens.batches import Batch
 from yalm.training.metrics import PhaseTimer
 from yalm.training.optimizer import make_optimizer

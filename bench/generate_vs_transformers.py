@@ -39,7 +39,7 @@ Generate = Callable[[int, int, int], float]
 
 
 def config(size: str) -> Any:
-    from yalm.model.network import ModelConfig
+    from yalm.model.config import ModelConfig
 
     names = ("vocab_size", "embedding_size", "hidden_size", "num_layers", "num_heads", "intermediate_size")
     return ModelConfig(**dict(zip((*names, "max_positions"), SIZES[size], strict=True)))

@@ -36,8 +36,9 @@ from operations import cases, compare
 from yalm.errors import YalmError
 from yalm.inference.engine import Request, run
 from yalm.inference.sampling import SamplingSettings
+from yalm.model.config import ModelConfig
 from yalm.model.costs import weight_bytes
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.network import build, initialize
 from yalm.model.presets import preset
 from yalm.tokens.tokenizer import Tokenizer
 from yalm.training.metrics import BF16_PEAKS

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from yalm.model import costs
-from yalm.model.network import ModelConfig
+from yalm.model.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from measure import device_seconds, median
-from yalm.model.network import DocumentAttention, ModelConfig, Rotary, causal_attention
+from yalm.model.config import ModelConfig
+from yalm.model.network import DocumentAttention, Rotary, causal_attention
 from yalm.model.ops.cross_entropy import linear_cross_entropy
 
 EPS = 1e-5

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
-from yalm.model.network import ModelConfig, Yalm, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import Yalm, build, initialize
 from yalm.training.parallel import World, join_world, parallelize
 from yalm.training.settings import ComputeSettings
 

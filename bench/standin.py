@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig, build
+from yalm.model.config import ModelConfig
+from yalm.model.network import build
 from yalm.model.presets import preset
 from yalm.model.release import release_files, release_path
 from yalm.model.shards import DTYPES

@@ -30,7 +30,8 @@ from litgpt_model import Litgpt
 from measure import median, ranged, report, spent
 from neox import same_parameters
 from train_vs_transformers import SIZES, quick_corpus, speed_rows
-from yalm.model.network import ModelConfig, Yalm
+from yalm.model.config import ModelConfig
+from yalm.model.network import Yalm
 from yalm.model.presets import preset
 from yalm.tokens.batches import Batch, Batches
 from yalm.tokens.mixture import PartSettings

@@ -29,7 +29,7 @@ from contender import Contender, ours, random_batch, theirs
 from measure import matmul_peaks, median, ranged, report, spent
 from neox import NeoxSizes, same_layers, same_parameters
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig
+from yalm.model.config import ModelConfig
 from yalm.model.presets import PRESETS, preset
 from yalm.tokens.batches import Batch, Batches
 from yalm.training.metrics import PHASES

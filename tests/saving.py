@@ -14,8 +14,9 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.folder import ModelFolder
-from yalm.model.network import ModelConfig, build
+from yalm.model.network import build
 from yalm.training import checkpoint, loop
 from yalm.training.checkpoint import Checkpoints, Progress, restore_model
 from yalm.training.engine import NativeEngine

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig, Yalm, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import Yalm, build, initialize
 from yalm.profiling.profile import profile
 from yalm.training import parallel, tensor
 from yalm.training.loop import train

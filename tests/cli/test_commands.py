@@ -36,6 +36,27 @@ def test_help_loads_nothing_heavy() -> None:
     assert shown.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model info yalm-100b",
+        "plan 13b --gpus 64 --gpu h100-80gb --tokens 300e9",
+        "train nowhere.toml",
+        "profile nowhere.toml",
+    ],
+)
+def test_torch_is_loaded_by_what_needs_it(line: str) -> None:
+    """And by no more than that: it takes seconds."""
+    script = (
+        "import atexit, sys, yalm.cli\n"
+        "atexit.register(lambda: print('torch' in sys.modules))\n"
+        f"sys.argv = ['yalm', *{line.split()}]\n"
+        "yalm.cli.main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert shown.stdout.splitlines()[-1] == "False", shown.stderr
+
+
 @pytest.mark.parametrize("path", VERBS, ids=" ".join)
 def test_every_verb_has_an_example(path: tuple[str, ...]) -> None:
     text = COMMANDS[path].help or ""

@@ -19,7 +19,8 @@ from yalm.inference import engine, language_model
 from yalm.inference.engine import Limits
 from yalm.inference.language_model import LanguageModel
 from yalm.inference.loading import load
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import build, initialize
 from yalm.tokens.tokenizer import Tokenizer
 
 PROMPTS = ["", "Повар", "If the honey is", "б\nв", "Сегодня щавель стоит, а  мёд №5", "%", "x" * 30]

@@ -8,7 +8,8 @@ from torch import nn
 
 from support import load_golden_model
 from yalm.inference.linear import PackedGeGLU, PackedLinear, pack
-from yalm.model.network import GeGLU, ModelConfig
+from yalm.model.config import ModelConfig
+from yalm.model.network import GeGLU
 from yalm.model.ops import matmul as native
 
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -25,8 +25,9 @@ from yalm.errors import YalmError
 from yalm.inference.language_model import LanguageModel
 from yalm.inference.parallel import TIMEOUT, Seat, Shard, cut, join
 from yalm.inference.placement import OVERHEAD, Sizes
+from yalm.model.config import ModelConfig
 from yalm.model.division import stages
-from yalm.model.network import Layer, ModelConfig, Rotary, build, causal_attention
+from yalm.model.network import Layer, Rotary, build, causal_attention
 
 GREEDY = json.loads((GOLDEN / "generation.json").read_text())["greedy"]
 MESHES = [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from yalm.model.network import Attention, DocumentAttention, ModelConfig, Rotary, build, causal_attention, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import Attention, DocumentAttention, Rotary, build, causal_attention, initialize
 from yalm.model.ops import attention, native
 from yalm.model.ops.attention import attend_cached, native_attention, rotary_attention
 

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yalm.errors import YalmError
 from yalm.model import costs
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import build, initialize
 from yalm.model.ops.linear import fast_linears
 from yalm.model.presets import PRESETS, preset
 

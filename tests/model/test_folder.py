@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from yalm.errors import YalmError
 from yalm.model import folder as folder_module
+from yalm.model.config import ModelConfig
 from yalm.model.folder import load_folder, read_config, save_folder
-from yalm.model.network import ModelConfig, Yalm, build, initialize
+from yalm.model.network import Yalm, build, initialize
 from yalm.model.shards import write_shard
 
 CONFIG = ModelConfig(

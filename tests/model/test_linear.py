@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import build, initialize
 from yalm.model.ops import linear, matmul
 from yalm.model.ops.linear import fast_linears, has_onednn, has_ours
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yalm.errors import YalmError
-from yalm.model.network import DocumentAttention, ModelConfig, Yalm, build, initialize, parts
+from yalm.model.config import ModelConfig
+from yalm.model.network import DocumentAttention, Yalm, build, initialize, parts
 
 CONFIG = ModelConfig(
     vocab_size=61, embedding_size=12, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=40, max_positions=64

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from support import GOLDEN
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.convert import convert_release
 from yalm.model.folder import ModelFolder, load_folder, save_folder
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.network import build, initialize
 from yalm.model.verify import streamed_logits, verify
 
 SHARD = "model-00003-of-00005.safetensors"

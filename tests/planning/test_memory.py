@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yalm.model.config import ModelConfig
 from yalm.model.costs import parameters
-from yalm.model.network import ModelConfig
 from yalm.model.presets import PRESETS, preset
 from yalm.planning import memory
 from yalm.planning.memory import Layout, activation_bytes, bytes_per_rank, state_bytes

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from yalm.cli import app
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.costs import parameters
-from yalm.model.network import ModelConfig
 from yalm.model.presets import preset
 from yalm.planning.dry_run import dry_run
 from yalm.planning.hardware import gpu

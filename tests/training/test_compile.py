@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import build, initialize
 from yalm.training.parallel import join_world, parallelize
 from yalm.training.settings import ComputeSettings
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ranks import run_ranks
-from yalm.model.network import ModelConfig, Yalm, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import Yalm, build, initialize
 from yalm.training.optimizer import StochasticAdamW, make_optimizer, places, random_bits, round_stochastically
 from yalm.training.parallel import join_world
 from yalm.training.settings import ComputeSettings, OptimizerSettings

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from ranks import run_ranks
 from support import MakeSettings, losses, weights
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.costs import alignment, unaligned
-from yalm.model.network import DocumentAttention, ModelConfig, Yalm, build, causal_attention, initialize
+from yalm.model.network import DocumentAttention, Yalm, build, causal_attention, initialize
 from yalm.model.ops import attention
 from yalm.model.ops.native import library
 from yalm.model.presets import PRESETS, preset

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from yalm.model.network import ModelConfig, build, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import build, initialize
 from yalm.tokens.batches import windows
 from yalm.tokens.folder import TokenFolder
 from yalm.tokens.mixture import PartSettings

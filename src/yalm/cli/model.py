@@ -25,10 +25,15 @@ def info(
     """
     from yalm.cli.output import print_json, print_table
     from yalm.model.costs import describe
-    from yalm.model.folder import read_config
     from yalm.model.presets import preset
 
-    facts = describe(read_config(model) if Path(model).is_dir() else preset(model), sequence_length)
+    if Path(model).is_dir():
+        from yalm.model.folder import read_config
+
+        config = read_config(model)
+    else:
+        config = preset(model)
+    facts = describe(config, sequence_length)
     if as_json:
         print_json({"model": model, **facts})
         return

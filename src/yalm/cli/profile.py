@@ -19,10 +19,12 @@ def profile(
     Example: yalm profile configs/25m.toml --steps 5 batch.micro_sequences=8
     """
     from yalm.cli.output import print_json
-    from yalm.profiling.profile import profile as run
     from yalm.training.settings import TrainSettings
 
-    facts = run(TrainSettings.load(config, overrides or []), steps)
+    settings = TrainSettings.load(config, overrides or [])
+    from yalm.profiling.profile import profile as run  # takes seconds, which a wrong setting should not cost
+
+    facts = run(settings, steps)
     if facts is not None:
         print_json(facts) if as_json else _print_profile(facts)
 

@@ -15,10 +15,12 @@ def train(
 
     Example: yalm train configs/25m.toml schedule.tokens=20e6 output=runs/small
     """
-    from yalm.training.loop import train as run
     from yalm.training.settings import TrainSettings
 
-    result = run(TrainSettings.load(config, overrides or []), fresh=fresh)
+    settings = TrainSettings.load(config, overrides or [])
+    from yalm.training.loop import train as run  # takes seconds, which a wrong setting should not cost
+
+    result = run(settings, fresh=fresh)
     if result.stopped_by is not None:
         raise typer.Exit(128 + result.stopped_by)
     typer.echo(result.checkpoint)

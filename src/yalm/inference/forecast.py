@@ -20,8 +20,9 @@ from yalm.inference.loading import TEXTS, TOKENS, Plan, budget_of, find_device, 
 from yalm.inference.parallel import Seat, Shard
 from yalm.inference.placement import Budget, parse_bytes
 from yalm.inference.streamed import Reader, buffer_bytes, laid_out
+from yalm.model.config import ModelConfig
 from yalm.model.convert import padded_width
-from yalm.model.network import ModelConfig, Rotary, causal_attention
+from yalm.model.network import Rotary, causal_attention
 from yalm.model.presets import PRESETS, preset
 from yalm.model.quantize import Quantization
 from yalm.model.weights import Weights, open_weights

@@ -23,8 +23,9 @@ from yalm.inference.linear import pack
 from yalm.inference.parallel import Seat, Shard, connect, cut, join
 from yalm.inference.placement import Budget, Placement, Sizes, parse_bytes, place
 from yalm.inference.streamed import Reader, StreamedLayers
+from yalm.model.config import ModelConfig
 from yalm.model.folder import TOKENIZER_FILE, torch_dtype
-from yalm.model.network import ModelConfig, Yalm, build
+from yalm.model.network import Yalm, build
 from yalm.model.quantize import Quantization, quantize_modules
 from yalm.model.weights import Weights, open_weights
 from yalm.progress import byte_progress

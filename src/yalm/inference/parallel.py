@@ -29,8 +29,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.division import SPLIT_DIMS, stages
-from yalm.model.network import Attention, ModelConfig, Rotary, Yalm
+from yalm.model.network import Attention, Rotary, Yalm
 from yalm.model.ops.quantized_linear import GROUP_SIZE
 
 # How long a rank waits for another that gives no sign of life; must exceed the difference in their loading times.

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from yalm.atomic import resumable_folder, write_text
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.folder import TOKENIZER_FILE, ModelFolder, config_json, shards, torch_dtype, write_description
-from yalm.model.network import ModelConfig
 from yalm.model.quantize import Quantization, quantize, quantized_part
 from yalm.model.release import Release, release_files, release_path
 from yalm.model.shards import blocks, digest_file, file_sha256, write_checksums, write_shard

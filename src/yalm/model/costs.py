@@ -7,7 +7,7 @@ causal attention is counted at the half of its square that is needed.
 
 from typing import Any, Literal
 
-from yalm.model.network import ModelConfig
+from yalm.model.config import ModelConfig
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
 # Bytes of a matrix row's multiple that tensor cores run fastest on, and the bytes of a number that they read.

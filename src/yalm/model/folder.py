@@ -24,7 +24,8 @@ from torch import Tensor
 
 from yalm.atomic import atomic_folder
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig, Yalm, build, parts
+from yalm.model.config import ModelConfig
+from yalm.model.network import Yalm, build, parts
 from yalm.model.quantize import Quantization, quantize_modules, quantized_part
 from yalm.model.shards import DTYPES, HEADER_DTYPES, Span, file_sha256, read_spans, write_checksums, write_shard
 

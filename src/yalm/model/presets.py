@@ -6,7 +6,7 @@ to a multiple of 128 where tensor cores matter; `yalm-100b` keeps the released 2
 
 from yalm.config import nearest
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig
+from yalm.model.config import ModelConfig
 
 
 def _preset(

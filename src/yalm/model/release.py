@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig, Yalm, build
+from yalm.model.config import ModelConfig
+from yalm.model.network import Yalm, build
 from yalm.model.pickles import Stored, check_bytes, check_whole, load_contents, locate, map_bytes
 from yalm.model.presets import PRESETS
 from yalm.model.shards import DTYPES, Span

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.folder import CONFIG_FILE, ModelFolder
-from yalm.model.network import ModelConfig
 from yalm.model.quantize import Quantization
 from yalm.model.release import Release, layer_files, rank_files
 from yalm.model.shards import Span

@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig, build
+from yalm.model.config import ModelConfig
+from yalm.model.network import build
 from yalm.planning.memory import Layout, state_bytes
 
 

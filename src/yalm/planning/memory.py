@@ -14,8 +14,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from yalm.config import Settings
+from yalm.model.config import ModelConfig
 from yalm.model.costs import DTYPE_BYTES, Tensors, saved_bytes, shapes
-from yalm.model.network import ModelConfig
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "fp16", "tf32", "fp32"]

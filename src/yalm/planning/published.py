@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from yalm.model.network import ModelConfig
+from yalm.model.config import ModelConfig
 from yalm.model.presets import PRESETS
 from yalm.planning.hardware import gpu as gpu_named
 from yalm.planning.memory import Layout

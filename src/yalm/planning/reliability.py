@@ -7,8 +7,8 @@ failures, saving every √(2·C·M) seconds loses least: C/τ of the time in sav
 from dataclasses import dataclass
 from math import sqrt
 
+from yalm.model.config import ModelConfig
 from yalm.model.costs import parameters
-from yalm.model.network import ModelConfig
 
 DAY = 86_400.0
 # Failures a GPU and day. OPT-175B: 105 restarts in 60 days of 992 GPUs, 1.8e-3; BLOOM: 1 to 2 a week on 384, 5.6e-4;

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from yalm.config import Settings
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.costs import parameters, training_flops
-from yalm.model.network import ModelConfig
 from yalm.planning.hardware import gpu as gpu_named
 from yalm.planning.hardware import peak
 from yalm.planning.memory import Layout, Precision, Recompute, bytes_per_rank

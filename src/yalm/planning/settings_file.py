@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from yalm.atomic import write_text
-from yalm.model.network import ModelConfig
+from yalm.model.config import ModelConfig
 
 # Customary: a hundredth of the run warms up.
 WARMUP_SHARE = 0.01

@@ -9,8 +9,8 @@ computation, and what is left over shows. Shares are customary or from the paper
 from dataclasses import dataclass
 
 from yalm.config import Settings
+from yalm.model.config import ModelConfig
 from yalm.model.costs import forward_flops, training_flops
-from yalm.model.network import ModelConfig
 from yalm.planning.hardware import Gpu, group_bandwidth
 from yalm.planning.memory import COPY_BYTES, GRADIENT_BYTES, Layout, parameters_of, stage
 

@@ -12,8 +12,8 @@ from math import log
 
 import torch
 
+from yalm.model.config import ModelConfig
 from yalm.model.costs import DTYPE_BYTES, TENSOR_CORE_TYPES, parameters, saved_bytes, unaligned
-from yalm.model.network import ModelConfig
 from yalm.model.presets import PRESETS
 from yalm.planning.search import USABLE
 from yalm.planning.time import HIDDEN_PASSES, MEMORY_SHARE, WIDE_PASSES

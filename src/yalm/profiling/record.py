@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig, Yalm
+from yalm.model.config import ModelConfig
+from yalm.model.network import Yalm
 from yalm.training.engine import Engine, NativeEngine
 from yalm.training.loop import train
 from yalm.training.parallel import World

@@ -36,8 +36,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from yalm.atomic import atomic_folder
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.folder import ModelFolder, shards, write_description
-from yalm.model.network import ModelConfig, Yalm
+from yalm.model.network import Yalm
 from yalm.model.shards import write_shard
 from yalm.training.engine import Engine
 from yalm.training.parallel import World

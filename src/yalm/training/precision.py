@@ -29,8 +29,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from yalm.errors import YalmError
+from yalm.model.config import ModelConfig
 from yalm.model.costs import alignment, unaligned
-from yalm.model.network import ModelConfig, Yalm
+from yalm.model.network import Yalm
 from yalm.training.pipeline import TABLE, Link
 from yalm.training.settings import Precision, WeightType
 

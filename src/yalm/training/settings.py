@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from yalm.config import Settings
 from yalm.errors import YalmError
-from yalm.model.network import ModelConfig
+from yalm.model.config import ModelConfig
 from yalm.model.presets import preset
 from yalm.tokens.mixture import PartSettings
 

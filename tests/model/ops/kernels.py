@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from yalm.errors import YalmError
-from yalm.model.network import DocumentAttention, ModelConfig, Rotary, Yalm, build, causal_attention, initialize
+from yalm.model.config import ModelConfig
+from yalm.model.network import DocumentAttention, Rotary, Yalm, build, causal_attention, initialize
 from yalm.model.ops import cross_entropy
 from yalm.model.ops.cross_entropy import linear_cross_entropy
 from yalm.model.ops.fuse import fuse
