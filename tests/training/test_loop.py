@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,6 +214,18 @@ def test_two_ranks_train_as_one(make_settings: MakeSettings, overrides: tuple[st
     assert validations(two)[12]["held_out"]["nats_per_token"] == pytest.approx(
         validations(one)[12]["held_out"]["nats_per_token"], rel=tolerance
     )
+
+
+def test_a_checkpoint_of_two_ranks_continues_on_one(make_settings: MakeSettings, tmp_path: Path) -> None:
+    whole, moved = make_settings(output="whole"), make_settings(output="moved")
+    train(whole)
+    run_ranks(2, train_rank, moved)
+    # Take back the end of the run: what is left is the two ranks' checkpoint of step 8.
+    last = max((moved.output / "checkpoints").iterdir())
+    assert last.name == "step-00000012"
+    last.rename(tmp_path / "away")
+    train(moved)
+    assert losses(moved)[8:] == pytest.approx(losses(whole)[8:], rel=1e-4)
 
 
 def test_the_peak_is_not_that_of_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ from yalm.training.settings import (
 LANGUAGES = ("ru", "en")
 TEXTS = tuple(f"texts/{part}.{language}.jsonl" for part in ("train", "validation") for language in LANGUAGES)
 MODEL = "model"
-MOST_SECONDS = 270  # of the five minutes that are promised; the rest is for validation and for a bad moment
+MOST_SECONDS = 270  # by the trial; validation and other work on the machine come on top
 TRIAL_STEPS = 20
 PROMPTS = (
     ("ru", "Он вошёл в комнату и"),
@@ -153,7 +153,7 @@ def run_demo(
     say(3, f"tokens: {', '.join(counts)}")
 
     if not any(override.startswith("schedule.") for override in overrides):
-        say(4, "timing this machine, to train for five minutes at most")
+        say(4, "timing this machine, to train for about five minutes at most")
         settings = fit_schedule(settings, folder / SETTINGS_FILE)
     say(4, f"training on {settings.schedule.tokens / 1e6:.2f} M tokens; Ctrl-C stops, the same command goes on")
     result = train(settings)

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_kernels_are_their_references(examples: int) -> None:
     # Triton decides at its import whether it interprets, and this process may have imported it already.
     command = [sys.executable, "-m", "pytest", "-n", "0", str(Path(__file__).with_name("kernels.py"))]
