@@ -170,10 +170,16 @@ def test_the_trial_leaves_nothing(whole: run.DemoResult, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stopped_in_the_trial_it_ends_as_it_would(whole: run.DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Metrics, "advance", lambda self, step: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_trial_it_ends_as_it_would(
+    whole: run.DemoResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(Metrics, "advance", lambda self, step: signal.raise_signal(number))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
         run.tokens_per_second(TrainSettings.load(whole.report.parent / "settings.toml"))
+    assert stopped.value.code == 128 + number
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_call_does_no_work_and_changes_nothing(
