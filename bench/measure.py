@@ -3,8 +3,7 @@
 CPU seconds are those of all threads of the process; with one thread they are the better clock on a shared machine,
 since they do not run while another process has the core. A peak is the best that a square product reaches here in fp32
 at the current number of threads. PyTorch has two libraries for it, and they can differ twofold: the one behind `a @ b`
-(MKL, where it is built with it), and oneDNN; where our own C++ multiplies (CPUs without AVX-512) it is a third. All are
-reported, and shares say of which they are.
+(MKL, where it is built with it), and oneDNN. Both are reported, and shares say of which they are.
 """
 
 import json
@@ -17,9 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-from yalm.model.ops.linear import has_ours
-from yalm.model.ops.matmul import matmul
 
 
 class Spent(NamedTuple):
@@ -70,13 +66,11 @@ class Peak(NamedTuple):
 
 
 def matmul_peaks(repetitions: int = 3, size: int = 1536) -> dict[str, Peak]:
-    """The peak of each library: "matmul" for `a @ b`, "oneDNN" where this build has it, "ours" where it is taken."""
+    """The peak of each library: "matmul" for `a @ b`, "oneDNN" where this build has it."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     products: dict[str, Callable[[], object]] = {"matmul": lambda: a @ b}
     if torch.backends.mkldnn.is_available():
         products["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    if has_ours(a):
-        products["ours"] = lambda: matmul(a, b)
     flops = 2 * size**3
     times = {name: best(product, repetitions) for name, product in products.items()}
     return {name: Peak(flops / seconds.wall, flops / seconds.cpu) for name, seconds in times.items()}

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yalm.model.ops import cross_entropy
 from yalm.model.ops.cross_entropy import linear_cross_entropy
+from yalm.model.ops.softmax_loss_cpu import has_softmax_losses, softmax_losses_
 
 
 def problem(tokens: int, width: int, vocab: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -31,12 +32,17 @@ def problem(tokens: int, width: int, vocab: int, seed: int) -> tuple[Tensor, Ten
     rows=st.integers(1, 33),
     scale=st.floats(-3, 3),
     seed=st.integers(0, 2**31),
+    kernel=st.booleans(),
 )
-def test_equals_the_plain_formula(tokens: int, width: int, vocab: int, rows: int, scale: float, seed: int) -> None:
+def test_equals_the_plain_formula(
+    tokens: int, width: int, vocab: int, rows: int, scale: float, seed: int, kernel: bool
+) -> None:
     hidden, weight, bias, targets, weights = problem(tokens, width, vocab, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "CHUNK_BYTES", {"cpu": 0})
         patch.setattr(cross_entropy, "CHUNK_ROWS", rows)
+        if not kernel:
+            patch.setattr(cross_entropy, "has_softmax_losses", lambda logits: False)
         loss, losses = linear_cross_entropy(hidden, weight, bias, targets, weights)
         with torch.no_grad():
             without_gradients, _ = linear_cross_entropy(hidden, weight, bias, targets, weights)
@@ -50,6 +56,56 @@ def test_equals_the_plain_formula(tokens: int, width: int, vocab: int, rows: int
     wanted = torch.autograd.grad(expected_loss * scale, (hidden, weight, bias))
     for gradient, want in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient, want, atol=1e-3, rtol=1e-3)
+
+
+needs_kernel = pytest.mark.skipif(not has_softmax_losses(torch.empty(0)), reason="no C++ here")
+
+
+@needs_kernel
+@given(st.integers(1, 9), st.integers(1, 2500), st.floats(0, 60), st.integers(0, 2**31), st.integers(1, 3))
+@example(1, 16_385, 3.0, 0, 1)
+def test_losses_and_their_gradient_in_place(rows: int, words: int, scale: float, seed: int, threads: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(rows, words, generator=draw)
+    targets, weights = torch.randint(words, (rows,), generator=draw), torch.randn(rows, generator=draw)
+    exactly = logits.double().requires_grad_()
+    wanted = F.cross_entropy(exactly, targets, reduction="none")
+    (want,) = torch.autograd.grad(wanted, exactly, weights.double())
+    before, number = logits.clone(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = softmax_losses_(logits, targets, None)
+        assert logits.equal(before)
+        losses = softmax_losses_(logits, targets, weights)
+    finally:
+        torch.set_num_threads(number)
+    assert losses.equal(alone)
+    torch.testing.assert_close(losses.double(), wanted.detach(), rtol=1e-6, atol=2e-5)
+    torch.testing.assert_close(logits.double(), want, rtol=2e-5, atol=1e-6)
+
+
+@needs_kernel
+@pytest.mark.parametrize("place", [0, 8, 36])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_no_numbers_are_seen(number: float, place: int) -> None:
+    logits = torch.randn(2, 37, generator=torch.Generator().manual_seed(0))
+    logits[0, place] = number
+    targets, weights = torch.tensor([3, 4]), torch.ones(2)
+    exactly = logits.clone().requires_grad_()
+    wanted = F.cross_entropy(exactly, targets, reduction="none")
+    wanted.sum().backward()
+    losses = softmax_losses_(logits, targets, weights)
+    assert losses[1].isfinite()
+    torch.testing.assert_close(losses, wanted.detach(), equal_nan=True)
+    if number != torch.inf:
+        torch.testing.assert_close(logits, exactly.grad, equal_nan=True)
+
+
+@needs_kernel
+@pytest.mark.parametrize("target", [-1, 5])
+def test_targets_that_are_no_words_are_refused(target: int) -> None:
+    with pytest.raises(IndexError, match="of 5 words"):
+        softmax_losses_(torch.zeros(2, 5), torch.tensor([0, target]), None)
 
 
 def test_a_second_backward_pass_is_refused() -> None:

@@ -35,7 +35,7 @@ KINDS = (
 )
 MATMULS = {
     *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm"),
-    *("mkldnn::_linear_pointwise", "yalm::matmul", "yalm::add_matmul_"),
+    "mkldnn::_linear_pointwise",
 }
 COMMUNICATION = ("c10d::", "gloo:", "nccl:", "_c10d_functional::")
 # What shards are packed into and out of; it takes the device's time, whether or not the transfer hides.

@@ -96,9 +96,9 @@ def flops_and_bytes(op: Operation) -> tuple[float, float]:
         flops = 4.0 * batch * heads * width * length * (length + 1) / 2 * (ATTENTION_BACKWARD if backward else 1)
         return flops, (8.0 if backward else 4.0) * batch * heads * length * width * size
     if op.kind == "matmul":
-        # A bias, which has fewer dimensions than the matrices, comes first in addmm and last in oneDNN's and ours; the
-        # total that ours adds to is last, too. The second matrix of those is the transposed one.
-        (a, size), (b, _) = [tensor for tensor in tensors if len(tensor[0]) > 1][:2]
+        # What addmm and baddbmm add to comes first; the second matrix of oneDNN's is the transposed one.
+        first = 1 if op.name in ("aten::addmm", "aten::baddbmm") else 0
+        (a, size), (b, _) = tensors[first : first + 2]
         rows, inner = prod(a[:-1]), a[-1]
         columns = b[-1] if op.name.startswith("aten::") else b[-2]
         return 2.0 * rows * inner * columns, size * (rows * inner + prod(b) + rows * columns)

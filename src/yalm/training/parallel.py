@@ -253,7 +253,6 @@ KEPT = {
     "aten::mm",
     "aten::addmm",
     "mkldnn::_linear_pointwise",
-    "yalm::matmul",
     "yalm::rotary_attention",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",

@@ -5,8 +5,9 @@ numbers each, twice over. Here they are made for a chunk of rows at a time, and 
 once, in the forward pass, while its logits are still in cache; only the gradients of the three inputs stay. Nothing
 is recomputed: the matrix work is that of the plain formula (one product forward, two backward).
 
-On GPUs a Triton kernel turns a chunk's logits into their gradient where they lie (`softmax_loss`); elsewhere, and
-without Triton, PyTorch's operations go through fp32 copies.
+A kernel turns a chunk's logits into their gradient where they lie, in Triton on GPUs (`softmax_loss`) and in C++ on
+CPUs (`softmax_loss_cpu`); without them, and where words are divided over processes, PyTorch's operations go through
+fp32 copies.
 
 The price: the gradient of the table (V·E, fp32) is alive from the forward pass on, and the loss can be
 differentiated once.
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yalm.model.ops.linear import add_product_, product
+from yalm.model.ops.softmax_loss_cpu import has_softmax_losses
+from yalm.model.ops.softmax_loss_cpu import softmax_losses_ as softmax_losses_cpu_
 
 # Bytes of one chunk's fp32 logits. On CPUs small chunks stay in cache; on GPUs large ones fill the multiprocessors.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
@@ -71,8 +74,8 @@ def linear_cross_entropy(
     of the group (Shoeybi et al. 2019, arXiv 1909.08053, section 3); the gradient of hidden is this process's summand.
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
-    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS, 4·V·E/WIDTH_SHARE) bytes (with the kernel one copy in hidden's type), plus, where
-    gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
+    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS, 4·V·E/WIDTH_SHARE) bytes (with a kernel one copy, of hidden's type on GPUs), plus,
+    where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
     """
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
@@ -135,6 +138,9 @@ def _losses_and_gradient(
         from yalm.model.ops.softmax_loss import softmax_losses_
 
         return softmax_losses_(logits, targets, weights), logits
+    if shard is None and has_softmax_losses(logits):
+        logits = logits.float()
+        return softmax_losses_cpu_(logits, targets, weights), logits
     places = targets[:, None]
     if shard is None:
         log_probabilities, here = F.log_softmax(logits.float(), dim=-1), None
@@ -154,7 +160,7 @@ def _losses_and_gradient(
 
 
 def has_kernel(logits: Tensor) -> bool:
-    """Whether the Triton kernel takes these logits."""
+    """Whether the kernel of GPUs takes these logits."""
     return logits.is_cuda and find_spec("triton") is not None
 
 

@@ -1,9 +1,9 @@
 """Matrix products in training on a CPU, by what multiplies fastest there.
 
 torch multiplies fp32 matrices with MKL, which on AMD's processors leaves AVX-512 unused: half of what the core can do
-(120 against 270 GFLOP/s, docs/benchmarks.md). oneDNN, which torch ships as well, uses it; without AVX-512 our own C++
-is the fastest (`matmul`). `fast_linears` puts them under the linear layers of a network from outside; the network's
-definition stays plain PyTorch, and so does every other device and type.
+(120 against 270 GFLOP/s, docs/benchmarks.md). oneDNN, which torch ships as well, uses it. `fast_linears` puts it under
+the linear layers of a network from outside; the network's definition stays plain PyTorch, and so does every other
+device and type, and every CPU without AVX-512.
 
 The price: oneDNN's operation has no place in torch's public interface, so its absence is provided for.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yalm.model.ops.matmul import add_matmul_, has_avx512, has_matmul, matmul
+from yalm.model.ops.matmul import has_avx512
 
 
 def has_onednn(tensor: Tensor) -> bool:
@@ -29,35 +29,28 @@ def has_onednn(tensor: Tensor) -> bool:
     )
 
 
-def has_ours(tensor: Tensor) -> bool:
-    """Whether products with `tensor` are our own: fp32 on a CPU without AVX-512 and with a compiler."""
-    return tensor.dtype == torch.float32 and has_matmul(tensor)
-
-
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (M, K) · bᵀ, b (N, K), plus `bias` (N): (M, N). Not differentiable by itself; any strides."""
     if has_onednn(a):
         output: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
         return output
-    return matmul(a, b, bias) if has_ours(a) else F.linear(a, b, bias)
+    return F.linear(a, b, bias)
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total (M, N) += a (M, K) · bᵀ, b (N, K); within the product where its library can and the types are one."""
     if a.dtype != total.dtype or has_onednn(a):
         total += product(a, b)
-    elif has_ours(a):
-        add_matmul_(a, b, total)
     else:
         torch.addmm(total, a, b.T, out=total)  # not addmm_, which counters of FLOPs do not know
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (…, K) · weightᵀ (K, N) + bias (N): (…, N), differentiable; by oneDNN or ours where they are faster.
+    """x (…, K) · weightᵀ (K, N) + bias (N): (…, N), differentiable; by oneDNN where it is faster.
 
-    The compiler is given the plain layer: it cannot lower the others.
+    The compiler is given the plain layer: it cannot lower the other.
     """
-    if torch.compiler.is_compiling() or not (has_onednn(weight) or has_ours(weight)):
+    if torch.compiler.is_compiling() or not has_onednn(weight):
         return F.linear(x, weight, bias)
     output: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)  # type: ignore[no-untyped-call]
     return output.view(*x.shape[:-1], -1)

@@ -1,4 +1,4 @@
-// y[m][n] (+)= bias[n] + sum over k of a[m][k] * b[n][k] on CPUs, and what a layer does with it next.
+// y[m][n] = bias[n] + sum over k of x[m][k] * b[n][k] on CPUs, and what a layer does with it next.
 //
 // b is fp32 or bf16, which becomes fp32 in registers; all else is fp32.
 //
@@ -6,8 +6,8 @@
 // so that it is read from one end to the other. A tile of up to ROWS rows of a with a panel has its sums in registers.
 // Few rows go through a whole panel at once: memory bounds them. Many are laid in tiles themselves, (depth, ROWS), and
 // go through a panel by DEPTH of its numbers and by HEIGHT rows at a time, which the second-level cache holds (Goto & van
-// de Geijn 2008, "Anatomy of high-performance matrix multiplication"); the next panel is asked for meanwhile. Where b is
-// no panels yet, as in training, they are made on the way. Sums do not depend on the number of threads.
+// de Geijn 2008, "Anatomy of high-performance matrix multiplication"); the next panel is asked for meanwhile. Sums do not
+// depend on the number of threads.
 
 #include <omp.h>
 
@@ -30,8 +30,8 @@ constexpr long CHAIN = 192;
 constexpr long FEW = 2 * ROWS;
 // Panels of a task, so that a thread that is held up leaves its work to the others.
 constexpr long TASK_OF_FEW = 4, TASK = 8;
-// Rows of a and b that are laid out at a time: the room that takes stays in the third-level cache.
-constexpr long ROWS_LAID = 21 * HEIGHT, COLUMNS_LAID = 2048;
+// Rows that are laid in tiles at a time: the room that takes stays in the third-level cache.
+constexpr long ROWS_LAID = 21 * HEIGHT;
 
 inline Floats weights(const float* from) { return load(from); }
 inline Floats weights(const uint16_t* from) {
@@ -57,11 +57,9 @@ inline Floats gelu(Floats x) {
 
 // What the sums of a product meet.
 struct After {
-    const float *bias, *times;  // bias (N) or null; times (M, N) or null: multiplied with
-    bool is_gelu, adds;         // before that; whether sums are added to what is in y, instead of a bias
+    const float *bias, *times;  // bias (N); times (M, N) or null: multiplied with
+    bool is_gelu;               // before that
 };
-
-const float ZEROS[PANEL] = {};
 
 struct Part {
     long row, column, columns;  // of y: the tile's first row, its panel's first column and columns
@@ -79,9 +77,8 @@ inline void tile(const float* x, long x_row, long x_step, const Weight* panel, l
     long to_row = y_row, times_row = y_row;
     float* whole = to;
     // What the first sums are added to.
-    bool anew = part.first && !after.adds;
-    const float* from = !anew ? to : after.bias ? after.bias + part.column : ZEROS;
-    long from_row = anew ? 0 : y_row;
+    const float* from = part.first ? after.bias + part.column : to;
+    long from_row = part.first ? 0 : y_row;
     if (part.columns < PANEL) {
         std::memset(edge, 0, sizeof(edge));
         std::memset(factors, 0, sizeof(factors));
@@ -153,36 +150,21 @@ void few_rows(const float* x, const Weight* panels, float* y, long m, long n, lo
         }
 }
 
-// A matrix anywhere: number (r, k) at at[r * row + k * step].
-struct Matrix {
-    const float* at;
-    long row, step;
-    const float* from(long r, long k) const { return at + r * row + k * step; }
-};
-
-// Rows of a matrix as (depth, SIZE), with zeros in place of those past `count`.
-template <long SIZE>
-inline void lay(const Matrix& from, long count, long depth, float* to) {
-    if (count < SIZE) std::memset(to, 0, depth * SIZE * sizeof(float));
-    count = std::min(count, SIZE);
-    if (from.row == 1) {
-        for (long k = 0; k < depth; k++)
-            if (count == SIZE)  // known to the compiler
-                std::memcpy(to + k * SIZE, from.from(0, k), SIZE * sizeof(float));
-            else
-                std::memcpy(to + k * SIZE, from.from(0, k), count * sizeof(float));
-        return;
-    }
-    long turned = from.step == 1 ? count / 4 * 4 : 0, end = depth / 4 * 4;
-    for (long r = 0; r < turned; r += 4)
-        for (long k = 0; k < end; k += 4) {
+// `count` rows of x, ROWS or fewer, as (depth, ROWS), with zeros in place of those that are missing.
+inline void lay(const float* x, long x_row, long count, long depth, float* to) {
+    if (count < ROWS) std::memset(to, 0, depth * ROWS * sizeof(float));
+    long end = count >= 4 ? depth / 4 * 4 : 0;
+    for (long k = 0; k < end; k += 4)
+        // Four rows by four numbers; the last four rows may be some of those before again.
+        for (long r = 0; r < count; r += 4) {
+            long first = std::min(r, count - 4);
             __m128 rows[4];
-            for (int i = 0; i < 4; i++) rows[i] = _mm_loadu_ps(from.from(r + i, k));
+            for (int i = 0; i < 4; i++) rows[i] = _mm_loadu_ps(x + (first + i) * x_row + k);
             _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
-            for (int i = 0; i < 4; i++) _mm_storeu_ps(to + (k + i) * SIZE + r, rows[i]);
+            for (int i = 0; i < 4; i++) _mm_storeu_ps(to + (k + i) * ROWS + first, rows[i]);
         }
     for (long r = 0; r < count; r++)
-        for (long k = r < turned ? end : 0; k < depth; k++) to[k * SIZE + r] = *from.from(r, k);
+        for (long k = end; k < depth; k++) to[k * ROWS + r] = x[r * x_row + k];
 }
 
 // Room of this thread for what is laid out; made once, so that no call pays for fresh pages.
@@ -190,16 +172,15 @@ float* room() {
     struct Free {
         void operator()(void* at) const { std::free(at); }
     };
-    thread_local std::unique_ptr<void, Free> kept(
-        std::aligned_alloc(64, (ROWS_LAID + COLUMNS_LAID) * DEPTH * sizeof(float)));
+    thread_local std::unique_ptr<void, Free> kept(std::aligned_alloc(64, ROWS_LAID * DEPTH * sizeof(float)));
     return (float*)kept.get();
 }
 
-// With `panels` b is those; without, `b`. False if there is no memory.
+// False if there is no memory.
 template <class Weight>
-bool many_rows(const Matrix& a, const Weight* panels, const Matrix& b, float* y, long m, long n, long k,
-               const After& after, int threads) {
-    float *rows = room(), *columns = rows + ROWS_LAID * DEPTH;
+bool many_rows(const float* x, const Weight* panels, float* y, long m, long n, long k, const After& after,
+               int threads) {
+    float* rows = room();
     if (!rows) return false;
     long parts = std::max(1L, (k + DEPTH - 1) / DEPTH), step = (k + parts - 1) / parts;
 #pragma omp parallel num_threads(threads)
@@ -208,29 +189,15 @@ bool many_rows(const Matrix& a, const Weight* panels, const Matrix& b, float* y,
             long height = std::min(ROWS_LAID, m - row), depth = std::min(step, k - from);
 #pragma omp for schedule(dynamic, 4)
             for (long r = 0; r < height; r += ROWS)
-                lay<ROWS>({a.from(row + r, from), a.row, a.step}, height - r, depth, rows + r * depth);
-            for (long column = 0; column < n; column += COLUMNS_LAID) {
-                long width = std::min(COLUMNS_LAID, n - column);
-                if (!panels) {
-#pragma omp for schedule(dynamic, 4)
-                    for (long c = 0; c < width; c += PANEL)
-                        lay<PANEL>({b.from(column + c, from), b.row, b.step}, width - c, depth, columns + c * depth);
-                }
-                long wide = TASK * PANEL, across = (width + wide - 1) / wide, down = (height + HEIGHT - 1) / HEIGHT;
+                lay(x + (row + r) * k + from, k, std::min<long>(ROWS, height - r), depth, rows + r * depth);
+            long wide = TASK * PANEL, across = (n + wide - 1) / wide, down = (height + HEIGHT - 1) / HEIGHT;
 #pragma omp for schedule(dynamic)
-                for (long task = 0; task < across * down; task++) {
-                    long top = task % down * HEIGHT, left = task / down * wide;
-                    for (long c = left; c < std::min(left + wide, width); c += PANEL) {
-                        Part part{row + top, column + c, std::min(PANEL, width - c), from == 0, from + depth == k};
-                        auto multiply = [&](auto* panel, long next) {
-                            tiles(std::min(HEIGHT, height - top), ROWS, rows + top * depth, 1, ROWS, ROWS * depth,
-                                  panel, next, depth, y, n, after, part);
-                        };
-                        if (panels)
-                            multiply(panels + (column + c) * k + from * PANEL, k * PANEL);
-                        else
-                            multiply((const float*)columns + c * depth, depth * PANEL);
-                    }
+            for (long task = 0; task < across * down; task++) {
+                long top = task % down * HEIGHT, left = task / down * wide;
+                for (long column = left; column < std::min(left + wide, n); column += PANEL) {
+                    Part part{row + top, column, std::min(PANEL, n - column), from == 0, from + depth == k};
+                    tiles(std::min(HEIGHT, height - top), ROWS, rows + top * depth, 1, ROWS, ROWS * depth,
+                          panels + column * k + from * PANEL, k * PANEL, depth, y, n, after, part);
                 }
             }
         }
@@ -239,23 +206,16 @@ bool many_rows(const Matrix& a, const Weight* panels, const Matrix& b, float* y,
 
 }  // namespace
 
-// Both are false where there is no memory.
 extern "C" {
 long matmul_panel() { return PANEL; }
 
-// a (M, K) and b (N, K) with any strides; bias (N) or null; y (M, N), contiguous, which `adds` says to add to.
-int matmul(const float* a, long a_row, long a_step, const float* b, long b_row, long b_step, const float* bias, float* y,
-           long m, long n, long k, int adds, int threads) {
-    After after{bias, nullptr, false, bool(adds)};
-    return many_rows<float>({a, a_row, a_step}, nullptr, {b, b_row, b_step}, y, m, n, k, after, threads);
-}
-
 // x (M, K), weight (ceil(N / panel), K, panel), bias (N), times (M, N) or null, y (M, N), contiguous.
+// False where there is no memory.
 int packed_linear(const float* x, const void* weight, const float* bias, const float* times, float* y, long m, long n,
                   long k, int is_bf16, int is_gelu, int threads) {
-    After after{bias, times, bool(is_gelu), false};
+    After after{bias, times, bool(is_gelu)};
     auto product = [&](auto* panels) {
-        if (m > FEW) return many_rows({x, k, 1}, panels, {}, y, m, n, k, after, threads);
+        if (m > FEW) return many_rows(x, panels, y, m, n, k, after, threads);
         few_rows(x, panels, y, m, n, k, after, threads);
         return true;
     };

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 # Not -ffast-math: it would regroup the sums that are laid out for the registers.
 FLAGS = ("-O3", "-march=native", "-fPIC", "-std=c++17", "-fopenmp")
 _ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-Name = Literal["quantized_linear", "matmul", "attention"]
+Name = Literal["quantized_linear", "matmul", "attention", "softmax_loss"]
 FUNCTIONS: dict[str, dict[str, list[type]]] = {
     "quantized_linear": {
         "int8_product": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT],
@@ -34,7 +34,6 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
     },
     "matmul": {
         "matmul_panel": [],
-        "matmul": ([_ADDRESS] + [_COUNT] * 2) * 2 + [_ADDRESS] * 2 + [_COUNT] * 3 + [_INT] * 2,
         "packed_linear": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT] * 3,
     },
     "attention": {
@@ -43,12 +42,14 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
         "attention_backward": [_ADDRESS] * 9 + [_COUNT] * 5 + [_INT],
         "attention_step": ([_ADDRESS] + [_COUNT] * 2) * 3 + [_ADDRESS] * 5 + [_COUNT] * 4 + [_INT],
     },
+    "softmax_loss": {"softmax_losses": [_ADDRESS] * 4 + [_COUNT] * 2 + [_INT]},
 }
-RESULTS = {"matmul_panel": _COUNT, "matmul": _INT, "packed_linear": _INT, "attention_room": _COUNT}
+RESULTS = {"matmul_panel": _COUNT, "packed_linear": _INT, "attention_room": _COUNT}
 SLOWER = {
     "quantized_linear": "quantized layers are computed several times slower than they could be",
     "matmul": "layers are computed more slowly than they could be",
     "attention": "attention is computed by PyTorch, several times slower than it could be",
+    "softmax_loss": "losses are computed more slowly than they could be",
 }
 
 logger = logging.getLogger("yalm")
