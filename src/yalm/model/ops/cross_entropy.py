@@ -74,8 +74,8 @@ def linear_cross_entropy(
     of the group (Shoeybi et al. 2019, arXiv 1909.08053, section 3); the gradient of hidden is this process's summand.
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
-    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS, 4·V·E/WIDTH_SHARE) bytes (with a kernel one copy, of hidden's type on GPUs), plus,
-    where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
+    2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS, 4·V·E/WIDTH_SHARE) bytes (with a kernel one copy, of hidden's type on GPUs);
+    and where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
     """
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)

@@ -153,18 +153,16 @@ void few_rows(const float* x, const Weight* panels, float* y, long m, long n, lo
 // `count` rows of x, ROWS or fewer, as (depth, ROWS), with zeros in place of those that are missing.
 inline void lay(const float* x, long x_row, long count, long depth, float* to) {
     if (count < ROWS) std::memset(to, 0, depth * ROWS * sizeof(float));
-    long end = count >= 4 ? depth / 4 * 4 : 0;
-    for (long k = 0; k < end; k += 4)
-        // Four rows by four numbers; the last four rows may be some of those before again.
-        for (long r = 0; r < count; r += 4) {
-            long first = std::min(r, count - 4);
+    long turned = count / 4 * 4, end = depth / 4 * 4;
+    for (long r = 0; r < turned; r += 4)
+        for (long k = 0; k < end; k += 4) {
             __m128 rows[4];
-            for (int i = 0; i < 4; i++) rows[i] = _mm_loadu_ps(x + (first + i) * x_row + k);
+            for (int i = 0; i < 4; i++) rows[i] = _mm_loadu_ps(x + (r + i) * x_row + k);
             _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
-            for (int i = 0; i < 4; i++) _mm_storeu_ps(to + (k + i) * ROWS + first, rows[i]);
+            for (int i = 0; i < 4; i++) _mm_storeu_ps(to + (k + i) * ROWS + r, rows[i]);
         }
     for (long r = 0; r < count; r++)
-        for (long k = end; k < depth; k++) to[k * ROWS + r] = x[r * x_row + k];
+        for (long k = r < turned ? end : 0; k < depth; k++) to[k * ROWS + r] = x[r * x_row + k];
 }
 
 // Room of this thread for what is laid out; made once, so that no call pays for fresh pages.
