@@ -81,7 +81,7 @@ class Ledger(TorchDispatchMode):
         backward = torch._C._current_graph_task_id() != -1
         kind = "gradients" if backward and self.kind == "gathered" else self.kind
         for made in tree_leaves(output):
-            if isinstance(made, Tensor) and not isinstance(made, DTensor):
+            if isinstance(made, Tensor) and not isinstance(made, DTensor) and made.layout == torch.strided:
                 reference = StorageWeakRef(made.untyped_storage())
                 self.made.setdefault(reference.cdata, (reference, kind))
         if func is torch.ops.fsdp.split_with_sizes_copy.default:
@@ -96,6 +96,13 @@ class Ledger(TorchDispatchMode):
             local = given.to_local() if isinstance(given, DTensor) else given
             reference = StorageWeakRef(local.untyped_storage())
             self.made[reference.cdata] = reference, "given"
+
+    def forget_activations(self) -> None:
+        """After a backward pass: what is left of what the network made are gradients, added up where they were made."""
+        self.made = {
+            key: (reference, "gradients" if kind == "activations" else kind)
+            for key, (reference, kind) in self.made.items()
+        }
 
     def look(self) -> None:
         """Note the bytes that are alive of each kind, if they are more than ever before."""
@@ -150,6 +157,8 @@ def _count_bytes(settings: ComputeSettings, micro_batches: int) -> dict[str, int
                     continue
                 plan_communication(model, settings, last=number == micro_batches - 1)
                 losses.pop(number).backward()
+                if not losses:
+                    ledger.forget_activations()
                 held = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
                 gradients = max(gradients, _bytes(held))
         optimizer.step()

@@ -43,6 +43,7 @@ from yalm.model.network import Yalm
 from yalm.model.ops.attention import native_attention
 from yalm.model.ops.fuse import fuse
 from yalm.model.ops.linear import fast_linears
+from yalm.model.ops.tied_table import one_table_gradient
 from yalm.training.pipeline import Link, Pass, cut, order
 from yalm.training.precision import HALF, apply_precision
 from yalm.training.settings import ComputeSettings
@@ -207,6 +208,8 @@ def parallelize(model: Yalm, world: World, settings: ComputeSettings) -> Yalm:
     A model too large for one rank comes on "meta", and gets its memory after (`weights.materialize`).
     """
     prepare(model, world, settings)
+    if world.link is None and world.tensor == 1:  # else the table is not one parameter on one rank
+        one_table_gradient(model)
     half = HALF.get(settings.precision)
     if world.size > 1 or half is not None or settings.offload:
         # Inputs are not cast: the weights of the loss, which carry the loss scale, must arrive in fp32.
