@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -67,6 +68,26 @@ def test_other_types_and_devices_are_multiplied_by_torch(options: dict[str, Any]
     fast_linears(layer)
     assert not has_onednn(layer.weight)
     torch.testing.assert_close(layer(x), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_types_that_the_cpu_has_not_are_multiplied_in_fp32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "cpu_multiplies", lambda dtype: dtype == torch.float32)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(40, 30, dtype=dtype), torch.randn(3, 7, 40, dtype=dtype, requires_grad=True)
+    exact, exact_x = nn.Linear(40, 30), x.detach().float().requires_grad_(True)
+    exact.load_state_dict({name: tensor.float() for name, tensor in layer.state_dict().items()})
+    fast_linears(layer)
+    multiplied: list[torch.dtype] = []
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda a, *others: (multiplied.append(a.dtype), plain(a, *others))[1])
+    output, wanted = layer(x), plain(exact_x, exact.weight, exact.bias)
+    upstream = torch.randn_like(output)
+    found = torch.autograd.grad(output, [x, layer.weight, layer.bias], upstream)
+    assert set(multiplied) == {torch.float32}
+    exactly = torch.autograd.grad(wanted, [exact_x, exact.weight, exact.bias], upstream.float())
+    for tensor, want in zip((output, *found), (wanted, *exactly), strict=True):
+        torch.testing.assert_close(tensor, want.to(dtype), atol=2 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("avx512", [True, False])

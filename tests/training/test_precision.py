@@ -20,7 +20,7 @@ from yalm.errors import YalmError
 from yalm.model.config import ModelConfig
 from yalm.model.costs import alignment, unaligned
 from yalm.model.network import DocumentAttention, Yalm, build, causal_attention, initialize
-from yalm.model.ops import attention, cross_entropy
+from yalm.model.ops import attention, cross_entropy, linear
 from yalm.model.ops.native import library
 from yalm.model.presets import PRESETS, preset
 from yalm.training import loop
@@ -33,6 +33,7 @@ from yalm.training.settings import ComputeSettings, OptimizerSettings, Precision
 
 CPU = torch.device("cpu")
 BF16_WEIGHTS = ('compute.precision="bf16"', 'optimizer.weights="bf16"')
+BF16_MOMENTS = ('optimizer.moments="bf16"',)
 CONFIG = ModelConfig(
     vocab_size=96, embedding_size=16, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, max_positions=32
 )
@@ -91,6 +92,7 @@ LOSS = {False: ("_log_softmax", "exp_", "scatter_add_"), True: ("softmax_losses_
 def test_what_must_be_precise_is_computed_in_fp32(
     monkeypatch: pytest.MonkeyPatch, precision: Precision, kept: WeightType, documents: bool, native: bool
 ) -> None:
+    monkeypatch.setattr(linear, "cpu_multiplies", lambda dtype: True)
     if not native:
         monkeypatch.setattr(attention, "library", lambda name: None)
         monkeypatch.setattr(cross_entropy, "has_softmax_losses", lambda logits: False)
@@ -214,7 +216,9 @@ def test_other_precisions_have_no_scale() -> None:
         assert scale.accepts(torch.tensor(float("inf")))
 
 
-@pytest.mark.parametrize("overrides", [('compute.precision="fp16"',), ('compute.precision="bf16"',), BF16_WEIGHTS])
+@pytest.mark.parametrize(
+    "overrides", [('compute.precision="fp16"',), ('compute.precision="bf16"',), BF16_WEIGHTS, BF16_MOMENTS]
+)
 def test_half_precision_follows_fp32(make_settings: MakeSettings, overrides: tuple[str, ...]) -> None:
     exact, half = make_settings(output="fp32"), make_settings(*overrides, output="half")
     train(exact)
@@ -226,7 +230,7 @@ def test_half_precision_follows_fp32(make_settings: MakeSettings, overrides: tup
     assert rounded == (overrides == BF16_WEIGHTS)
 
 
-@pytest.mark.parametrize("overrides", [('compute.precision="fp16"',), BF16_WEIGHTS])
+@pytest.mark.parametrize("overrides", [('compute.precision="fp16"',), (*BF16_WEIGHTS, 'optimizer.moments="bf16"')])
 def test_a_resumed_run_goes_on_bit_for_bit(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:

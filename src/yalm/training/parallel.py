@@ -186,8 +186,7 @@ def prepare(model: Yalm, world: World, settings: ComputeSettings) -> None:
     apply_precision(model, settings.precision, world.device)
     if world.device.type == "cpu" and not compiled:
         native_attention(model)
-        if settings.precision not in HALF:
-            fast_linears(model)
+        fast_linears(model)
     if world.link:
         cut(model, world.link, HALF.get(settings.precision, torch.float32), world.tensor)
     if world.tensor > 1:

@@ -32,6 +32,7 @@ from yalm.errors import YalmError
 from yalm.model.config import ModelConfig
 from yalm.model.costs import alignment, unaligned
 from yalm.model.network import Yalm
+from yalm.model.ops.linear import cpu_multiplies
 from yalm.training.pipeline import TABLE, Link
 from yalm.training.settings import Precision, WeightType
 
@@ -180,11 +181,9 @@ class LossScale:
 
 def warnings(config: ModelConfig, precision: Precision, device: torch.device) -> Iterator[str]:
     """Lines for a person whose precision will be slow here: no instructions for it, or sizes that miss tensor cores."""
-    if device.type == "cpu" and precision in HALF:
-        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.ops.mkldnn._is_mkldnn_fp16_supported
-        if not supported[precision == "fp16"]():
-            name = str(HALF[precision]).removeprefix("torch.")
-            yield f"this CPU has no {name} instructions: compute.precision={precision} is many times slower than fp32"
+    if device.type == "cpu" and precision in HALF and not cpu_multiplies(HALF[precision]):
+        name = str(HALF[precision]).removeprefix("torch.")
+        yield f"this CPU has no {name} instructions: compute.precision={precision} is slower than fp32"
     if device.type == "cuda" and precision != "fp32":
         for name, (size, padded) in unaligned(config, precision).items():
             wanted = f"{alignment(precision)}, as {precision} tensor cores want"
