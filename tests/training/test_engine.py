@@ -37,11 +37,13 @@ def test_offload_folder_is_for_deepspeed(make_settings: MakeSettings, missing: s
         make_settings(*how, missing)
 
 
-def test_deepspeed_does_not_take_bf16_weights(make_settings: MakeSettings) -> None:
+def test_deepspeed_does_not_take_bf16_weights_or_moments(make_settings: MakeSettings) -> None:
     bf16 = ("optimizer.weights=bf16", "compute.precision=bf16")
     make_settings(*bf16)
     with pytest.raises(YalmError, match=r"engine deepspeed does not take optimizer.weights bf16; take fp32"):
         make_settings(*bf16, DEEPSPEED)
+    with pytest.raises(YalmError, match=r"engine deepspeed does not take optimizer.moments bf16; take fp32"):
+        make_settings("optimizer.moments=bf16", DEEPSPEED)
 
 
 def test_without_deepspeed_its_extra_is_named(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:

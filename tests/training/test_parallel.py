@@ -191,6 +191,8 @@ def test_impossible_divisions_are_one_line(make_settings: MakeSettings) -> None:
         make_settings("compute.precision=fp8", "compute.tensor=2")
     with pytest.raises(YalmError, match=r"bf16 and compute\.tensor above 1"):
         make_settings("compute.precision=bf16", "optimizer.weights=bf16", "compute.tensor=2")
+    with pytest.raises(YalmError, match=r"moments bf16 and compute\.tensor above 1"):
+        make_settings("optimizer.moments=bf16", "compute.tensor=2")
     for error in run_ranks(4, impossible_divisions, make_settings("compute.tensor=4", "model.num_heads=2")):
         assert error == "compute.tensor 4 does not divide the model's num_heads 2; choose a divisor"
     for error in run_ranks(4, impossible_divisions, make_settings("compute.pipeline=4", "model.num_layers=2")):

@@ -1,12 +1,8 @@
-"""AdamW and its learning rate; for weights kept in bf16, an AdamW that rounds at random.
+"""AdamW and its learning rate; for weights or moments kept in bf16, an AdamW that rounds at random.
 
-bfloat16 has 8 bits of mantissa: an update below 1/512 of a weight, which most are, is rounded away each time, and
-training stalls. `StochasticAdamW` rounds up or down with the chances that make the mean exact, so that small updates
-arrive on average (Gupta et al. 2015, arXiv 1502.02551; for bf16 training Zamirai et al. 2020, arXiv 2010.06192). That
-saves the fp32 copy of the weights for a little noise.
-
-The chances are a hash of (seed, step, parameter, place in it), so they are the same on any number of ranks. The price:
-a dozen passes over the weights instead of one fused kernel, a tensor at a time.
+bf16 weights need no fp32 copy, for a little noise (for bf16 training Zamirai et al. 2020, arXiv 2010.06192); bf16
+moments are half as large (DeepSeek-V3 was trained with them, arXiv 2412.19437, section 3.3.2). How they are rounded,
+and why, is in `yalm.model.ops.stochastic_adamw`.
 """
 
 import math
@@ -18,30 +14,42 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from yalm.model.ops.stochastic_adamw import Place, Update, stochastic_adamw_
 from yalm.training.settings import OptimizerSettings, ScheduleSettings
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings, seed: int) -> torch.optim.Optimizer:
     """AdamW in two groups: matrices with weight decay, norms and biases without.
 
-    Fused for fp32 weights; for bf16 ones `StochasticAdamW`, whose noise comes from `seed`.
+    Fused where weights and moments are fp32; else `StochasticAdamW`, whose noise comes from `seed`.
     """
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     betas = (settings.beta1, settings.beta2)
-    if settings.weights == "bf16":
-        return StochasticAdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, seed=seed)
+    if "bf16" in (settings.weights, settings.moments):
+        moments = TYPES[settings.moments]
+        return StochasticAdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, seed=seed, moments=moments)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
 
 
 class StochasticAdamW(torch.optim.Optimizer):
-    """AdamW for bf16 weights: fp32 moments and arithmetic, the new weight rounded stochastically."""
+    """AdamW for weights or `moments` in bf16: fp32 arithmetic, the results rounded stochastically."""
 
     def __init__(
-        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, seed: int
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        seed: int,
+        moments: torch.dtype = torch.float32,
     ) -> None:
         self.seed = seed
+        self.moments = moments
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @overload
@@ -58,35 +66,44 @@ class StochasticAdamW(torch.optim.Optimizer):
             for parameter in group["params"]:
                 number += 1
                 if parameter.grad is not None:
-                    self._update(parameter, _local(parameter.grad).float(), group, number)
+                    self._update(parameter, _local(parameter.grad), group, number)
         return None
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(parameter, dtype=self.moments)
         state["step"] += 1
         step, (beta1, beta2), lr = int(state["step"]), group["betas"], group["lr"]
-        weight, mean, square = _local(parameter), _local(state["exp_avg"]), _local(state["exp_avg_sq"])
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        scale = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-        updated = (
-            weight.float().mul_(1 - lr * group["weight_decay"]).addcdiv_(mean, scale, value=-lr / (1 - beta1**step))
+        stochastic_adamw_(
+            _local(parameter),
+            gradient,
+            _local(state["exp_avg"]),
+            _local(state["exp_avg_sq"]),
+            Update(
+                keep=1 - lr * group["weight_decay"],
+                beta1=beta1,
+                beta2=beta2,
+                rate=lr / (1 - beta1**step),
+                correction=(1 - beta2**step) ** 0.5,
+                eps=group["eps"],
+            ),
+            Place(_begin(parameter), tuple(parameter.shape)),
+            (self.seed, step, number),
         )
-        weight.copy_(round_stochastically(updated, random_bits(places(parameter), (self.seed, step, number))))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but the moments stay fp32, where torch casts them to the type of the weights."""
+        """As torch's, but the moments keep their type, where torch casts them to that of the weights."""
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=True):
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in MOMENTS:
                 if number in state_dict["state"]:
-                    self.state[parameter][name] = state_dict["state"][number][name].to(parameter.device).clone()
+                    moment = state_dict["state"][number][name]
+                    self.state[parameter][name] = moment.to(parameter.device, self.moments, copy=True)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -94,35 +111,11 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def places(tensor: Tensor) -> Tensor:
-    """The numbers, in the whole tensor row by row, of the elements that this rank holds: int64, in its part's shape."""
-    shape, offsets = tuple(tensor.shape), (0,) * tensor.dim()
+def _begin(tensor: Tensor) -> tuple[int, ...]:
+    """Where, in the whole tensor, the part begins that this rank holds."""
     if isinstance(tensor, DTensor):
-        shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    numbers = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for size, offset, whole in zip(shape, offsets, tensor.shape, strict=True):
-        numbers = numbers[..., None] * whole + torch.arange(offset, offset + size, device=tensor.device)
-    return numbers
-
-
-def random_bits(places: Tensor, key: tuple[int, ...]) -> Tensor:
-    """16 random bits for each of `places` (int64), a function of it and of `key` alone, as int32 from 0 to 65,535.
-
-    Rounds of "lowbias32" (C. Wellons, github.com/skeeto/hash-prospector), one for each number of the key.
-    """
-    bits = places & 0xFFFFFFFF
-    for number in (*key, 0):
-        bits = bits ^ (number & 0xFFFFFFFF)
-        bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-        bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-        bits = bits ^ (bits >> 16)
-    return (bits & 0xFFFF).to(torch.int32)
-
-
-def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
-    """fp32 `values` to bf16, up with the chance of the distance from below: the 16 bits that bf16 cuts off carry if
-    random `bits` (0 to 65,535) are added. What bf16 can hold stays as it is."""
-    return ((values.view(torch.int32) + bits) & -0x10000).view(torch.float32).bfloat16()
+        return tuple(compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1])
+    return (0,) * tensor.dim()
 
 
 def learning_rate(tokens: int, lr: float, schedule: ScheduleSettings) -> float:

@@ -83,6 +83,8 @@ class OptimizerSettings(Settings):
     clip_norm: float = Field(default=1.0, gt=0)
     weights: WeightType = "fp32"
     """`bf16` keeps no fp32 copy: each update is rounded to bfloat16 at random, without bias on average."""
+    moments: WeightType = "fp32"
+    """`bf16` halves AdamW's two moments, a quarter of all that is kept; rounded likewise."""
 
 
 class ScheduleSettings(Settings):
@@ -199,18 +201,18 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _takes_bf16_weights(self) -> Self:
+    def _takes_bf16(self) -> Self:
         compute = self.compute
-        if self.optimizer.weights == "bf16":
-            if compute.precision not in ("bf16", "fp8"):
-                raise ValueError(
-                    f"optimizer.weights bf16 cannot be computed with in {compute.precision}; "
-                    "set compute.precision to bf16 or fp8, or optimizer.weights to fp32"
-                )
-            if compute.tensor > 1:
-                raise ValueError("optimizer.weights bf16 and compute.tensor above 1 do not go together; take fp32")
-            if compute.engine == "deepspeed":
-                raise ValueError("engine deepspeed does not take optimizer.weights bf16; take fp32, or engine native")
+        if self.optimizer.weights == "bf16" and compute.precision not in ("bf16", "fp8"):
+            raise ValueError(
+                f"optimizer.weights bf16 cannot be computed with in {compute.precision}; "
+                "set compute.precision to bf16 or fp8, or optimizer.weights to fp32"
+            )
+        for name, kept in (("weights", self.optimizer.weights), ("moments", self.optimizer.moments)):
+            if kept == "bf16" and compute.tensor > 1:
+                raise ValueError(f"optimizer.{name} bf16 and compute.tensor above 1 do not go together; take fp32")
+            if kept == "bf16" and compute.engine == "deepspeed":
+                raise ValueError(f"engine deepspeed does not take optimizer.{name} bf16; take fp32, or engine native")
         return self
 
     @model_validator(mode="after")

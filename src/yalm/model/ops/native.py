@@ -14,7 +14,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,10 +22,10 @@ from yalm.atomic import atomic_file
 
 FOLDER = Path(__file__).parent
 # Not -ffast-math: it would regroup the sums that are laid out for the registers.
-FLAGS = ("-O3", "-march=native", "-fPIC", "-std=c++17", "-fopenmp")
-_ADDRESS, _COUNT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-Name = Literal["quantized_linear", "matmul", "attention", "softmax_loss"]
-FUNCTIONS: dict[str, dict[str, list[type]]] = {
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fPIC", "-std=c++17", "-fopenmp")
+_ADDRESS, _COUNT, _INT, _BITS, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_uint32, ctypes.c_float
+Name = Literal["quantized_linear", "matmul", "attention", "softmax_loss", "stochastic_adamw"]
+FUNCTIONS: dict[str, dict[str, list[Any]]] = {
     "quantized_linear": {
         "int8_product": [_ADDRESS] * 5 + [_COUNT] * 3 + [_INT],
         "int4_product": [_ADDRESS] * 6 + [_COUNT] * 3 + [_INT],
@@ -43,6 +43,14 @@ FUNCTIONS: dict[str, dict[str, list[type]]] = {
         "attention_step": ([_ADDRESS] + [_COUNT] * 2) * 3 + [_ADDRESS] * 5 + [_COUNT] * 4 + [_INT],
     },
     "softmax_loss": {"softmax_losses": [_ADDRESS] * 4 + [_COUNT] * 2 + [_INT]},
+    "stochastic_adamw": {
+        "stochastic_adamw": [_ADDRESS] * 4
+        + [_INT] * 3
+        + [_COUNT, _COUNT, _BITS, _COUNT]
+        + [_FLOAT] * 6
+        + [_BITS] * 2
+        + [_INT],
+    },
 }
 RESULTS = {"matmul_panel": _COUNT, "packed_linear": _INT, "attention_room": _COUNT}
 SLOWER = {
@@ -50,6 +58,7 @@ SLOWER = {
     "matmul": "layers are computed more slowly than they could be",
     "attention": "attention is computed by PyTorch, several times slower than it could be",
     "softmax_loss": "losses are computed more slowly than they could be",
+    "stochastic_adamw": "weights or moments in bf16 are updated many times more slowly than they could be",
 }
 
 logger = logging.getLogger("yalm")
