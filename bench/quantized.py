@@ -4,8 +4,8 @@
     python bench/quantized.py quality MODEL --texts ru=validation.ru.jsonl en=validation.en.jsonl [--json FILE]
 
 Kernels: one linear layer of the 100B, and a small one, at several numbers of rows; the best of some calls. fp32 and
-bf16 are oneDNN's products with weights packed as for generation (`inference/linear.py`); int8 and int4 read the plain
-layout that lies on disk. Their columns are milliseconds, GB/s of the weight's bytes (with scales and zeros), that as a
+bf16 are products with weights packed as for generation (`inference/linear.py`); int8 and int4 read the plain layout
+that lies on disk. Their columns are milliseconds, GB/s of the weight's bytes (with scales and zeros), that as a
 share of the read bandwidth measured in the same run, and the speed against fp32 (the bytes allow 4 and
 nearly 8 times). With one thread time is the process's CPU time, the better clock on a shared machine; else wall time.
 
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from measure import best, report
 from yalm.inference.language_model import LanguageModel
-from yalm.inference.linear import pack
+from yalm.inference.linear import PackedLinear, pack
 from yalm.model.folder import TOKENIZER_FILE, load_folder
 from yalm.model.ops.quantized_linear import quantized_linear
 from yalm.model.quantize import Quantization, quantize, quantize_modules
@@ -40,8 +40,9 @@ WIDTHS = ("int8", "int4")
 
 
 def packed(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    blocked = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
+    linear = nn.Linear(*weight.shape[::-1], device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return PackedLinear(linear)
 
 
 def quantized(weight: Tensor, bias: Tensor, name: str) -> tuple[Callable[[Tensor], Tensor], int]:

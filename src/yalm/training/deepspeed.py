@@ -51,6 +51,11 @@ class DeepSpeedEngine:
                 f"compute.engine deepspeed: no {settings.compute.precision} on this device; take another "
                 "compute.precision, or compute.engine native"
             )
+        if settings.compute.offload_folder is not None and not has_async_io():
+            raise YalmError(
+                "compute.offload_folder: DeepSpeed reads and writes files by libaio, which it cannot use here; "
+                "install libaio's headers (libaio-dev, libaio-devel) and g++, or leave offload_folder out"
+            )
         if deepspeed.comm.comm.cdb is not None:  # it keeps the first run's process groups
             raise YalmError("compute.engine deepspeed: one run a process is all it can; start another process")
         self.model, self.world, self.scale = model, world, scale
@@ -168,6 +173,13 @@ def _import_deepspeed(device: torch.device) -> Any:
     # It calls collectives by names that PyTorch is giving up, which would be said in every step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     return deepspeed
+
+
+def has_async_io() -> bool:
+    """Whether DeepSpeed, which must be installed, can compile what `compute.offload_folder` needs."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    return bool(AsyncIOBuilder().is_compatible(verbose=False))
 
 
 def _config(model: Yalm, world: World, settings: TrainSettings, scale: LossScale) -> dict[str, Any]:
