@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from yalm.model.config import ModelConfig
 from yalm.model.costs import parameters
+from yalm.model.ops.cross_entropy import CHUNK_BYTES
 from yalm.model.presets import PRESETS, preset
-from yalm.planning import memory
 from yalm.planning.memory import Layout, activation_bytes, bytes_per_rank, state_bytes
 
 LAYOUTS = st.builds(
@@ -88,4 +88,9 @@ def test_activations_of_korthikantis_layer() -> None:
 
 def test_the_loss_holds_no_more_than_its_chunks() -> None:
     layout = Layout(data=1, sequence=1024, micro_batch=64)
-    assert bytes_per_rank(preset("yalm-100b"), layout)["loss"] == memory.LOSS_BYTES
+    config, divided = preset("yalm-100b"), layout.model_copy(update={"tensor": 4})
+    logits = CHUNK_BYTES["cuda"] // 4
+    assert bytes_per_rank(config, layout)["loss"] == 2 * logits
+    assert bytes_per_rank(config, divided)["loss"] == 2 * 4 * logits / 4
+    few = layout.model_copy(update={"sequence": 2, "micro_batch": 1})
+    assert bytes_per_rank(config, few)["loss"] == 2 * 2 * config.vocab_size

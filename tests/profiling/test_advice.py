@@ -79,7 +79,8 @@ def test_small_micro_batches_are_found(profiled: Profiled) -> None:
     assert advice.same_result
     slow, fast = small.product_rates
     assert slow < fast
-    assert advice.gain >= small.timeline.total(kind="matmul") / small.timeline.seconds * (1 - slow / fast)
+    saved = small.timeline.total(kind="matmul") / small.timeline.seconds * (1 - slow / fast)
+    assert advice.gain > 0.999 * saved  # and idle time, of which a busy machine may leave none
     whole = larger_micro_batches(profiled("batch.micro_sequences=8"))
     assert whole is not None
     assert whole.change == ("batch.micro_sequences=32", "batch.sequences=32")

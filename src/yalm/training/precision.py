@@ -13,7 +13,7 @@ Whatever it is, these stay fp32, for rounding would be added up in them or would
     rotary               angles, cosines and sines (`network.Rotary`); they are rounded when they multiply
     cross entropy        log-softmax, probabilities, losses and the sums over chunks (`ops.cross_entropy`)
     gradients            their sum over ranks (FSDP2's reduce_dtype) and their norm (`clip_gradients`)
-    weights, optimizer   fp32 masters and moments; with `optimizer.weights = "bf16"` the moments alone
+    weights, optimizer   fp32 masters and moments, but for what `optimizer.weights` and `.moments` say is kept in bf16
 
 The price of half types where layers are neither compiled nor fused: a LayerNorm reads and writes a few copies more.
 """
