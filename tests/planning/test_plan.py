@@ -1,5 +1,6 @@
 """The search, the published runs, the dry run and the command."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def test_more_gpus_are_sooner_done_and_less_used() -> None:
         ({"tokens": float("inf")}, "tokens"),
         ({"batch": 1000, "tensor": 1, "pipeline": 1}, "--batch"),
         ({"pipeline": 100}, "layers"),
+        ({"moments": "fp16"}, "moments"),
+        ({"moments": "bf16", "tensor": 2}, "moments bf16 and tensor above 1"),
     ],
 )
 def test_bad_questions_get_one_line(changes: dict[str, object], said: str) -> None:
@@ -134,9 +137,19 @@ def test_a_dry_run_shards_as_the_formula_says(zero: int) -> None:
     odd = ModelConfig(
         vocab_size=1001, embedding_size=30, hidden_size=60, num_layers=3, num_heads=3, intermediate_size=101
     )
-    for config in (odd, preset("25m")):
-        for kind in dry_run(config, Layout(data=8, zero=zero, sequence=128)).values():
+    for config, moments in itertools.product((odd, preset("25m")), ("fp32", "bf16")):
+        for kind in dry_run(config, Layout(data=8, zero=zero, sequence=128, moments=moments)).values():
             assert kind["sharded"] == kind["formula"] > 0
+
+
+def test_bf16_moments_are_half_as_large_and_written_into_the_settings() -> None:
+    whole, half = (plan(YALM, question(moments=moments, tensor=1, pipeline=1)) for moments in ("fp32", "bf16"))
+    assert half["bytes_per_rank"]["optimizer"] == whole["bytes_per_rank"]["optimizer"] / 2
+    assert half["reliability"]["checkpoint_bytes"] == whole["reliability"]["checkpoint_bytes"] * 8 / 12
+    assert half["step_parts"]["optimizer"] < whole["step_parts"]["optimizer"]
+    settings = [run_settings({"model": "yalm-100b", **facts}, YALM) for facts in (whole, half)]
+    assert [each.get("optimizer") for each in settings] == [None, {"moments": "bf16"}]
+    assert {layout.tensor for layout in layouts(YALM, question(moments="bf16"))} == {1}
 
 
 def test_a_dry_run_of_100b_on_800_ranks() -> None:

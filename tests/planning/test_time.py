@@ -111,7 +111,7 @@ def test_youngs_interval_loses_least(save: float, between: float) -> None:
 
 
 def test_more_gpus_fail_more_often_and_save_sooner() -> None:
-    few, many = (reliability(preset("yalm-100b"), gpus, 8) for gpus in (64, 800))
+    few, many = (reliability(preset("yalm-100b"), gpus, 8, 8) for gpus in (64, 800))
     assert many.failures_per_day == pytest.approx(12.5 * few.failures_per_day)
     assert many.interval_seconds < few.interval_seconds < DAY
     assert many.checkpoint_bytes == 12 * parameters(preset("yalm-100b"))["total"]

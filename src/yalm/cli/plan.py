@@ -18,6 +18,7 @@ def plan(
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages; searched by default.")] = None,
     recompute: Annotated[str | None, typer.Option(help="none, selective or full; searched by default.")] = None,
     precision: Annotated[str, typer.Option(help="bf16, fp16, tf32 or fp32.")] = "bf16",
+    moments: Annotated[str, typer.Option(help="AdamW's moments: fp32, or bf16 for a quarter less memory.")] = "fp32",
     mfu: Annotated[float | None, typer.Option(help="Utilization, 0 to 1, instead of the predicted one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw the candidates into this SVG or PNG file.")] = None,
@@ -56,6 +57,7 @@ def plan(
         "pipeline": pipeline,
         "recompute": recompute,
         "precision": precision,
+        "moments": moments,
         "mfu": mfu,
     }
     facts = {"model": preset, **planned(config, Question.parse(values, "yalm plan"))}

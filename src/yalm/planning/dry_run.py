@@ -49,7 +49,8 @@ def sharded_bytes(config: ModelConfig, layout: Layout) -> dict[str, int]:
             weight.grad = torch.zeros_like(weight)
         optimizer = torch.optim.AdamW(weights, foreach=False)
         optimizer.step()
-        moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[layout.moments]
+        moments = [state[name].to(kept) for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         return {
             "parameters": _bytes(weights),

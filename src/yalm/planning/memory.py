@@ -1,10 +1,10 @@
 """Bytes that each rank holds, by kind: the one place for this sum, of counts by `model.costs`.
 
 Weights, gradients and optimizer follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) with what our
-training keeps: fp32 master weights, fp32 sums of gradients, AdamW's two fp32 moments: 16 bytes a parameter, and beside
-them a copy in the type of computation. Activations are what the network was counted to keep (`costs.saved_bytes`), in
-the terms of Korthikanti et al. 2022 (arXiv 2205.05198, section 4): no dropout, sequence parallelism wherever tensors
-are split. Tests hold all of it against training on 2 and 4 ranks.
+training keeps: fp32 master weights, fp32 sums of gradients, AdamW's two moments in fp32 or bf16: 16 or 12 bytes a
+parameter, and beside them a copy in the type of computation. Activations are what the network was counted to keep
+(`costs.saved_bytes`), in the terms of Korthikanti et al. 2022 (arXiv 2205.05198, section 4): no dropout, sequence
+parallelism wherever tensors are split. Tests hold all of it against training on 2 and 4 ranks.
 
 The rank described is the fullest: FSDP deals out whole rows, so that of 10,240 rows on 800 ranks some hold 13.
 """
@@ -19,8 +19,10 @@ from yalm.model.costs import DTYPE_BYTES, Tensors, saved_bytes, shapes
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "fp16", "tf32", "fp32"]
+Moments = Literal["fp32", "bf16"]
 COPY_BYTES = {"bf16": DTYPE_BYTES["bf16"], "fp16": DTYPE_BYTES["fp16"], "tf32": 4, "fp32": 4}
-MASTER_BYTES, GRADIENT_BYTES, MOMENTS_BYTES = 4, 4, 8
+MASTER_BYTES, GRADIENT_BYTES = 4, 4
+MOMENTS_BYTES = {"fp32": 8, "bf16": 4}
 # Logits of a chunk (model/ops/cross_entropy.py): a kernel has them once, in the type of computing; where words are
 # divided, PyTorch's operations have them twice, in fp32.
 CHUNK_LOGITS, DIVIDED_LOGIT_BYTES = (512 << 20) // 4, 8
@@ -46,6 +48,8 @@ class Layout(Settings):
     """Layers that are gathered ahead of their use."""
     recompute: Recompute = "none"
     precision: Precision = "bf16"
+    moments: Moments = "fp32"
+    """Of AdamW, both."""
     flash: bool = True
     """Attention without its square in memory (Dao et al. 2022, arXiv 2205.14135); runs before 2022 had none."""
 
@@ -53,6 +57,8 @@ class Layout(Settings):
     def _fits(self) -> Self:
         if self.zero == 3 and self.pipeline > 1:
             raise ValueError("zero 3 gathers every layer for every micro-batch of a pipeline; take zero 0, 1 or 2")
+        if self.moments == "bf16" and self.tensor > 1:
+            raise ValueError("moments bf16 and tensor above 1 do not go together; take fp32, or tensor 1")
         return self
 
     @property
@@ -119,7 +125,7 @@ def state_bytes(config: ModelConfig, layout: Layout) -> dict[str, int]:
     return {
         "parameters": MASTER_BYTES * held,
         "gradients": GRADIENT_BYTES * added_up,
-        "optimizer": MOMENTS_BYTES * held,
+        "optimizer": MOMENTS_BYTES[layout.moments] * held,
     }
 
 

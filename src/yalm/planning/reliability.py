@@ -16,8 +16,6 @@ DAY = 86_400.0
 FAILURES_PER_GPU_DAY = 5.6e-4
 # To notice, to replace the node, to load: half an hour. A node writes 2 GB/s, a shared file system 100 GB/s.
 RESTART_SECONDS, NODE_WRITE, CLUSTER_WRITE = 1800.0, 2e9, 100e9
-# Master weights and two moments, fp32.
-CHECKPOINT_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ def interval(save_seconds: float, between_failures: float) -> float:
     return max(save_seconds, sqrt(2 * save_seconds * between_failures))
 
 
-def reliability(config: ModelConfig, gpus: int, per_node: int) -> Reliability:
-    """Of a run of that model on `gpus`."""
-    size = CHECKPOINT_BYTES * parameters(config)["total"]
+def reliability(config: ModelConfig, gpus: int, per_node: int, moments_bytes: int) -> Reliability:
+    """Of a run of that model on `gpus`; a checkpoint has fp32 weights and moments of that many bytes a parameter."""
+    size = (4 + moments_bytes) * parameters(config)["total"]
     save = size / min(CLUSTER_WRITE, NODE_WRITE * max(1, gpus // per_node))
     failures = FAILURES_PER_GPU_DAY * gpus
     between = DAY / failures

@@ -12,7 +12,7 @@ from yalm.model.config import ModelConfig
 from yalm.model.costs import parameters, training_flops
 from yalm.planning.hardware import gpu as gpu_named
 from yalm.planning.hardware import peak
-from yalm.planning.memory import Layout, Precision, Recompute, bytes_per_rank
+from yalm.planning.memory import MOMENTS_BYTES, Layout, Moments, Precision, Recompute, bytes_per_rank
 from yalm.planning.reliability import DAY, reliability
 from yalm.planning.time import seconds_at, step, traffic, utilization
 
@@ -39,6 +39,7 @@ class Question(Settings):
     pipeline: int | None = Field(default=None, ge=1)
     recompute: Recompute | None = None
     precision: Precision = "bf16"
+    moments: Moments = "fp32"
     mfu: float | None = Field(default=None, gt=0, le=1)
     """Instead of the predicted utilization."""
 
@@ -49,6 +50,8 @@ class Question(Settings):
             raise ValueError(f"gpus {self.gpus} is not a multiple of tensor x pipeline ({ways})")
         if self.zero == 3 and (self.pipeline or 1) > 1:
             raise ValueError("zero 3 gathers every layer for every micro-batch of a pipeline; take zero 0, 1 or 2")
+        if self.moments == "bf16" and (self.tensor or 1) > 1:
+            raise ValueError("moments bf16 and tensor above 1 do not go together; take fp32, or tensor 1")
         return self
 
 
@@ -60,6 +63,8 @@ def layouts(config: ModelConfig, question: Question) -> Iterator[Layout]:
     """
     per_node = gpu_named(question.gpu).per_node
     tensors = [question.tensor] if question.tensor else [n for n in (1, 2, 4, 8) if n <= per_node]
+    if question.moments == "bf16":  # which training does not take with others
+        tensors = [1]
     divisors = [n for n in range(1, config.num_layers + 1) if config.num_layers % n == 0]
     pipelines = [question.pipeline] if question.pipeline else divisors
     for tensor in tensors:
@@ -86,6 +91,7 @@ def layouts(config: ModelConfig, question: Question) -> Iterator[Layout]:
                             accumulation=accumulation,
                             recompute=recompute,
                             precision=question.precision,
+                            moments=question.moments,
                         )
 
 
@@ -106,7 +112,8 @@ def best(config: ModelConfig, question: Question) -> Layout:
         least = min(size for _, size in possible)
         raise YalmError(
             f"does not fit: the leanest layout needs {least / 1e9:,.1f} GB a rank and {question.gpu} has "
-            f"{usable / 1e9:,.1f} GB to plan with; take more GPUs, --zero 3, --recompute full or --tensor"
+            f"{usable / 1e9:,.1f} GB to plan with; take more GPUs, --zero 3, --recompute full, --tensor or "
+            "--moments bf16"
         )
     return max(fitting, key=lambda layout: layout.batch_tokens / step(config, layout, gpu).seconds)
 
@@ -151,7 +158,10 @@ def plan(config: ModelConfig, question: Question) -> dict[str, Any]:
         seconds, mfu = parts.seconds, utilization(config, layout, gpu, parts.seconds)
     else:
         seconds, mfu = seconds_at(config, layout, gpu, question.mfu), question.mfu
-    moved, trouble = traffic(config, layout, gpu), reliability(config, question.gpus, gpu.per_node)
+    moved, trouble = (
+        traffic(config, layout, gpu),
+        reliability(config, question.gpus, gpu.per_node, MOMENTS_BYTES[question.moments]),
+    )
     days = question.tokens / layout.batch_tokens * seconds / DAY
     calendar = days * (1 + trouble.lost_share)
     return {

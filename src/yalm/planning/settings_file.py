@@ -41,6 +41,7 @@ def run_settings(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
             "tokens": round(question["tokens"]),
             "warmup_tokens": round(WARMUP_SHARE * question["tokens"]),
         },
+        **({"optimizer": {"moments": layout["moments"]}} if layout["moments"] != "fp32" else {}),
         "compute": {
             "precision": layout["precision"],
             "zero": layout["zero"],

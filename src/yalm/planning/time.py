@@ -26,8 +26,8 @@ HALF_SPEED_WIDTH = 250
 # Numbers read and written by all but the products, per token and layer, forward: H times two norms (4), two residual
 # sums (6), rotary (4); I times GeGLU (3). Without flash attention: six passes over the scores.
 HIDDEN_PASSES, WIDE_PASSES, SCORE_PASSES = 14, 3, 6
-# AdamW reads weights, gradients, two moments and writes all but gradients, in fp32: bytes a parameter.
-OPTIMIZER_TRAFFIC = 28
+# AdamW reads weights, gradients, two moments and writes all but gradients: bytes a parameter, by the moments' type.
+OPTIMIZER_TRAFFIC = {"fp32": 28, "bf16": 20}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def step(config: ModelConfig, layout: Layout, gpu: Gpu) -> Step:
         tensor=tensor,
         pipeline=moved.seconds("pipeline"),
         data=data - (1 - INTERFERENCE) * min(data, hiding),
-        optimizer=OPTIMIZER_TRAFFIC * held / (MEMORY_SHARE * gpu.bandwidth),
+        optimizer=OPTIMIZER_TRAFFIC[layout.moments] * held / (MEMORY_SHARE * gpu.bandwidth),
     )
 
 
