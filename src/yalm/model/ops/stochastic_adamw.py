@@ -82,20 +82,12 @@ def _anywhere(
         _update_block(weight[block], gradient[block], mean[block], square[block], Update(*update), bits)
 
 
-def _on_cpu(
-    weight: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    update: Sequence[float],
-    begin: Sequence[int],
-    whole: Sequence[int],
-    key: Sequence[int],
-) -> None:
+def _on_cpu(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *numbers: Any) -> None:
+    update, begin, whole, key = numbers
     functions = library(SOURCE) if weight.dim() <= 2 and gradient.dtype in TYPES else None
     given = (weight, mean, square)
     if functions is None or not all(tensor.is_contiguous() for tensor in given):
-        _anywhere(weight, gradient, mean, square, update, begin, whole, key)
+        _anywhere(weight, gradient, mean, square, *numbers)
         return
     gradient = gradient.contiguous()
     kept_in_bf16 = [tensor.dtype == torch.bfloat16 for tensor in (weight, gradient, mean)]
