@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yalm.model.ops import cross_entropy
+from yalm.model.ops import cross_entropy, linear
 from yalm.model.ops.cross_entropy import linear_cross_entropy
 from yalm.model.ops.softmax_loss_cpu import has_softmax_losses, softmax_losses_
 
@@ -122,7 +122,10 @@ def test_no_weights_means_one_each() -> None:
     torch.testing.assert_close(loss.detach(), losses.sum())
 
 
-def test_bf16_follows_fp32() -> None:
+@pytest.mark.parametrize("cast", [True, False])
+def test_bf16_follows_fp32(cast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the CPU has no instructions for it, and all is computed in fp32 copies."""
+    monkeypatch.setattr(linear, "cpu_multiplies", lambda dtype: not cast or dtype == torch.float32)
     hidden, weight, bias, targets, weights = problem(64, 32, 100, seed=3)
     exact, _ = linear_cross_entropy(hidden, weight, bias, targets, weights)
     inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight, bias)]

@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from yalm.model.ops.linear import add_product_, product
+from yalm.model.ops.linear import add_product_, must_cast, product
 from yalm.model.ops.softmax_loss_cpu import has_softmax_losses
 from yalm.model.ops.softmax_loss_cpu import softmax_losses_ as softmax_losses_cpu_
 
@@ -75,8 +75,11 @@ def linear_cross_entropy(
 
     Memory beyond inputs and outputs: two fp32 copies of a chunk's logits, at most
     2·max(CHUNK_BYTES, 4·V·CHUNK_ROWS, 4·V·E/WIDTH_SHARE) bytes (with a kernel one copy, of hidden's type on GPUs);
-    and where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32).
+    and where gradients are wanted, the three gradients (N·E in hidden's type, V·E and V in fp32). On a CPU that has no
+    instructions for their type also fp32 copies of hidden, weight and bias, with which all is computed.
     """
+    if must_cast(hidden):  # once, not in every chunk
+        hidden, weight, bias = hidden.float(), weight.float(), bias.float()
     if weights is None:
         weights = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad):

@@ -59,8 +59,6 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total (M, N) += a (M, K) · bᵀ, b (N, K); within the product where its library can and the types are one."""
-    if must_cast(a):
-        a, b = a.float(), b.float()
     if a.dtype != total.dtype or has_onednn(a):
         total += product(a, b)
     else:
