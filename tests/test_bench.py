@@ -118,7 +118,15 @@ def test_the_others_run(arguments: tuple[str, ...], needs: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # two ranks of one core each, and whatever else the machine does
 def test_gathers_on_a_slow_link_run() -> None:
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "bench" / "parallel.py"]
+    launched = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        ROOT / "bench" / "parallel.py",
+    ]
     done = subprocess.run(launched, check=True, capture_output=True, text=True)
     assert "zero 3, prefetch 1" in done.stdout
 

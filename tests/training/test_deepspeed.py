@@ -110,7 +110,7 @@ def test_one_command_under_torchrun(make_settings: MakeSettings, tmp_path: Path)
     config = tmp_path / "run.toml"
     config.write_text(settings.to_toml())
     alone = [sys.executable, "-m", "yalm", "train", str(config), DEEPSPEED]
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *alone[1:]]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *alone[1:]]
     for command in (alone, [*launched, "schedule.tokens=4608", "--fresh"]):
         subprocess.run(command, check=True, timeout=300)
         assert losses(settings)[-1] < losses(settings)[0]
