@@ -177,10 +177,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_settings: MakeSettings) ->
         (["model.num_heads=5"], "multiple of 2 x num_heads"),
     ],
 )
-def test_impossible_settings_are_one_line(make_settings: MakeSettings, overrides: list[str], message: str) -> None:
+def test_impossible_settings_are_one_line(
+    make_settings: MakeSettings, overrides: list[str], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(YalmError, match=message) as error:
         train(make_settings(*overrides))
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()  # or the mended settings would be others than those of the run
 
 
 def test_ranks_share_a_steps_samples(make_settings: MakeSettings) -> None:

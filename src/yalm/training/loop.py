@@ -62,8 +62,6 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
     """
     with ExitStack() as stack:
         world = stack.enter_context(join_world(settings.compute))
-        folder = stack.enter_context(open_run(settings, fresh and world.is_main)) if world.is_main else settings.output
-        world.wait()
         data = Batches(settings.data.parts, settings.data.sequence_length, settings.seed)
         data.mixture.require(settings.total_steps * settings.batch.sequences)
         validation_parts = [ValidationPart.open(part) for part in settings.data.validation]
@@ -73,6 +71,9 @@ def train(settings: TrainSettings, fresh: bool = False, watcher: Watcher | None 
                 f"data.sequence_length {settings.data.sequence_length} exceeds the model's {config.max_positions} "
                 "positions; lower it or set model.max_positions"
             )
+        # Not before: a run that cannot begin leaves no settings behind, which the mended ones would differ from.
+        folder = stack.enter_context(open_run(settings, fresh and world.is_main)) if world.is_main else settings.output
+        world.wait()
         tokenizer_file = data.folders[0].tokenizer_file
         checkpoints = stack.enter_context(
             Checkpoints(folder / CHECKPOINTS_FOLDER, settings.checkpoint.keep, tokenizer_file, world)
