@@ -94,6 +94,8 @@ def test_the_loss_holds_no_more_than_its_chunks() -> None:
     config, divided = preset("yalm-100b"), layout.model_copy(update={"tensor": 4})
     logits = CHUNK_BYTES["cuda"] // 4
     assert bytes_per_rank(config, layout)["loss"] == 2 * logits
-    assert bytes_per_rank(config, divided)["loss"] == 2 * 4 * logits / 4
+    assert bytes_per_rank(config, divided)["loss"] == 2 * 4 * logits  # of fewer words more rows
     few = layout.model_copy(update={"sequence": 2, "micro_batch": 1})
     assert bytes_per_rank(config, few)["loss"] == 2 * 2 * config.vocab_size
+    few = few.model_copy(update={"tensor": 4})
+    assert bytes_per_rank(config, few)["loss"] == 2 * 4 * 2 * config.vocab_size / 4

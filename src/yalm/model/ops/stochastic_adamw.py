@@ -21,7 +21,7 @@ SOURCE: Name = "stochastic_adamw"
 TYPES = (torch.float32, torch.bfloat16)
 # Numbers that are updated at a time, on CPUs (as many as stay in cache) and elsewhere.
 BLOCK_NUMBERS = {True: 1 << 17, False: 1 << 25}
-# Shifts and factors of the hash; the third is of the bits and of nothing, and has no factor.
+# Shifts to the right and factors of the hash; the last shift has none.
 LOWBIAS32 = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))
 
 
