@@ -23,8 +23,8 @@ Moments = Literal["fp32", "bf16"]
 COPY_BYTES = {"bf16": DTYPE_BYTES["bf16"], "fp16": DTYPE_BYTES["fp16"], "tf32": 4, "fp32": 4}
 MASTER_BYTES, GRADIENT_BYTES = 4, 4
 MOMENTS_BYTES = {"fp32": 8, "bf16": 4}
-# Logits of a chunk on a rank (model/ops/cross_entropy.py): a kernel has them once, in the type of computing; where words
-# are divided, PyTorch's operations have them twice, in fp32.
+# Logits of a chunk on a rank (model/ops/cross_entropy.py): a kernel has them once, in the type of computing; where
+# words are divided, PyTorch's operations have them twice, in fp32.
 CHUNK_LOGITS, DIVIDED_LOGIT_BYTES = (512 << 20) // 4, 8
 # CUDA's own memory with NCCL's buffers.
 RESERVED_BYTES = 2e9
